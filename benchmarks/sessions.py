@@ -38,7 +38,9 @@ from icecache_local.sessions.resume import load
 from icecache_local.sessions.snapshot import Snapshot
 
 N_QUESTION = 32  # tokens
+N_RIVAL_QUESTIONS = 8
 N_WARM, N_DECODE = 32, 64
+N_TURNS, N_TURN = 6, 128  # turns of a chat, tokens of each
 Row = tuple[str, float, str]
 
 
@@ -69,7 +71,8 @@ class Bench:
         llm.save_session(folder / "session")
         self.save_s = time.perf_counter() - start
         self.snapshot = next((folder / "session").glob("snapshot-*"))
-        self.question = np.random.default_rng(5).integers(0, 4096, N_QUESTION).tolist()
+        rng = np.random.default_rng(5)
+        self.questions = rng.integers(0, 4096, (N_RIVAL_QUESTIONS, N_QUESTION)).tolist()
 
     def open(self, by_attention: bool = True, limit: int | None = None) -> float:
         """Reopen the sequence; seconds."""
@@ -86,6 +89,13 @@ class Bench:
             tier.by_attention = by_attention
         return seconds
 
+    def open_whole(self) -> None:
+        """Reopen the sequence and bring all pages into memory."""
+        self.open()
+        self.llm._kv._budget.begin(0, reading=True)
+        for tier in self.llm._kv._budget.tiers:
+            tier.fetch_all()
+
     @property
     def read_bytes(self) -> int:
         """Bytes read from the pages files since the sequence was opened."""
@@ -100,10 +110,10 @@ class Bench:
         """Read questions with a share of the pages, or (None) with all."""
         self.llm._kv._reprefill = None if share is None else Reprefill(share)
 
-    def ask(self) -> float:
+    def ask(self, i: int = 0) -> float:
         """Seconds from a question's tokens to the logits of the answer's first one."""
         start = time.perf_counter()
-        self.llm.eval(self.question)
+        self.llm.eval(self.questions[i])
         return time.perf_counter() - start
 
     def ms_per_token(self, n: int) -> float:
@@ -181,7 +191,7 @@ def amplification(bench: Bench) -> Iterator[Row]:
 
 
 def rivals(bench: Bench, share: float = 0.25) -> Iterator[Row]:
-    """Four questions in a row with memory for a quarter of the pages."""
+    """Different questions in a row with memory for a quarter of the pages."""
     limit, results = None, {}
     for name in ("selective, S = I x F", "selective, LRU", "whole prefix, LRU", "IMPRESS-like"):
         bench.select(share if name.startswith("selective") else None)
@@ -196,13 +206,14 @@ def rivals(bench: Bench, share: float = 0.25) -> Iterator[Row]:
             kv._fill_of_pages_read = lambda *_: None
         before = bench.read_bytes
         try:
-            seconds = sum(bench.ask() for _ in range(4)) / 4
+            seconds = sum(map(bench.ask, range(N_RIVAL_QUESTIONS))) / N_RIVAL_QUESTIONS
         finally:
             kv._attention = attention
             kv.__dict__.pop("_fill_of_pages_read", None)
         n_read = bench.read_bytes - before
+        n_read //= N_RIVAL_QUESTIONS
         if name == "IMPRESS-like":
-            n_read = rival.read_bytes
+            n_read = rival.read_bytes // N_RIVAL_QUESTIONS
             note = f", {rival.n_whole} of {rival.n_run} layers whole"
         results[name] = seconds
         times = seconds / results["selective, S = I x F"]
@@ -213,10 +224,7 @@ def rivals(bench: Bench, share: float = 0.25) -> Iterator[Row]:
 
 def decoding(bench: Bench) -> Iterator[Row]:
     """Decode with memory for a quarter of the pages."""
-    bench.open()
-    bench.llm._kv._budget.begin(0, reading=True)
-    for tier in bench.llm._kv._budget.tiers:
-        tier.fetch_all()
+    bench.open_whole()
     bench.ms_per_token(N_WARM)
     free = bench.ms_per_token(N_DECODE)
     yield "decode, all pages in memory", free, "ms per token"
@@ -231,11 +239,43 @@ def decoding(bench: Bench) -> Iterator[Row]:
         yield f"decode, memory for 25%, {name}", ms, note
 
 
+def saving(bench: Bench) -> Iterator[Row]:
+    """Decode in turns, with and without a session that is saved after each."""
+    llm, session = bench.llm, bench.folder / "growing"
+
+    def chat(path: Path | None) -> tuple[float, float]:
+        """Seconds of a turn and of its save, medians."""
+        bench.open_whole()
+        if path is not None:
+            llm.start_session(path)
+            llm.save_session(notes={})
+        bench.ms_per_token(N_WARM)
+        turns, saves = [], []
+        for i in range(N_TURNS):
+            start = time.perf_counter()
+            bench.ms_per_token(N_TURN)
+            turns.append(time.perf_counter() - start)
+            if path is not None:
+                llm.save_session(notes={"turns": [["question", "answer"]] * i})
+            saves.append(time.perf_counter() - start - turns[-1])
+        return float(np.median(turns)), float(np.median(saves))
+
+    without, _ = chat(None)
+    turn, save = chat(session)
+    llm._session.close()
+    llm._session = llm._kv.journal = None
+    yield f"turn of {N_TURN} tokens, not saved", 1000 * without, "ms"
+    slower = 100 * ((turn + save) / without - 1)
+    yield f"turn of {N_TURN} tokens, saved after it", 1000 * (turn + save), f"ms; {slower:+.1f}%"
+    yield "saving it", 1000 * save, "ms"
+
+
 PARTS = {
     "questions": questions,
     "amplification": amplification,
     "decoding": decoding,
     "rivals": rivals,
+    "saving": saving,
 }
 
 
@@ -252,7 +292,7 @@ def reference(
         seconds = read(llm, text, lambda *_: None)
         yield "reading the text", seconds, f"s; {len(text)} tokens"
         bench = Bench(llm, folder)
-        yield "saving it", bench.save_s, "s"
+        yield "saving all of it", bench.save_s, "s"
         with closing(llama_cpp.Llama(path, flash_attn=True, verbose=False, **options)) as stock:
             fill_stock(stock, bench.n, 4, 2 * 64, np.random.default_rng(0))
             rows = list(reopening(bench, stock))
@@ -266,7 +306,7 @@ def reference(
                 right += answer(llm, text, fact.name) == fact.code
             name = "exact" if share is None else f"{share:.0%}"
             yield f"right answers of {len(facts)}, {name}", right, ""
-        bench.question = tokenize(llm, embedded.ask(embedded.question(facts[0].name)))
+        bench.questions = [tokenize(llm, embedded.ask(embedded.question(f.name))) for f in facts]
         for part in parts:
             yield from PARTS[part](bench)
 

@@ -24,7 +24,7 @@ import click
 import llama_cpp
 import numpy as np
 from fill import fill_ice, fill_stock
-from impress import Impress
+from impress import AGREE, Impress
 from models import OUT, QWEN3_06B, qwen3_slice
 
 from icecache_local import CacheConfig, IceLlama, embedded
@@ -40,7 +40,7 @@ from icecache_local.sessions.snapshot import Snapshot
 N_QUESTION = 32  # tokens
 N_RIVAL_QUESTIONS = 8
 N_WARM, N_DECODE = 32, 64
-N_TURNS, N_TURN = 6, 128  # turns of a chat, tokens of each
+N_CHATS, N_TURNS, N_TURN = 3, 6, 128  # chats of each kind, their turns, tokens of a turn
 Row = tuple[str, float, str]
 
 
@@ -193,15 +193,19 @@ def amplification(bench: Bench) -> Iterator[Row]:
 def rivals(bench: Bench, share: float = 0.25) -> Iterator[Row]:
     """Different questions in a row with memory for a quarter of the pages."""
     limit, results = None, {}
-    for name in ("selective, S = I x F", "selective, LRU", "whole prefix, LRU", "IMPRESS-like"):
+    for name in (
+        *("selective, S = I x F", "selective, LRU", "whole prefix, LRU"),
+        *("IMPRESS-like", "IMPRESS-like, as if heads agreed"),
+    ):
         bench.select(share if name.startswith("selective") else None)
         bench.open(by_attention="LRU" not in name, limit=limit)
         if limit is None:
             limit = bench.nbytes // 4
             bench.llm._kv._budget.limit = limit
         kv, attention, note = bench.llm._kv, bench.llm._kv._attention, ""
-        if name == "IMPRESS-like":
-            rival = Impress(bench.llm, bench.folder, share, limit)
+        if name.startswith("IMPRESS"):
+            agree = -1.0 if name.endswith("agreed") else AGREE
+            rival = Impress(bench.llm, bench.folder / f"impress{agree}", share, limit, agree)
             kv._attention, kv._budget.limit = rival, None
             kv._fill_of_pages_read = lambda *_: None
         before = bench.read_bytes
@@ -212,7 +216,7 @@ def rivals(bench: Bench, share: float = 0.25) -> Iterator[Row]:
             kv.__dict__.pop("_fill_of_pages_read", None)
         n_read = bench.read_bytes - before
         n_read //= N_RIVAL_QUESTIONS
-        if name == "IMPRESS-like":
+        if name.startswith("IMPRESS"):
             n_read = rival.read_bytes // N_RIVAL_QUESTIONS
             note = f", {rival.n_whole} of {rival.n_run} layers whole"
         results[name] = seconds
@@ -241,33 +245,30 @@ def decoding(bench: Bench) -> Iterator[Row]:
 
 def saving(bench: Bench) -> Iterator[Row]:
     """Decode in turns, with and without a session that is saved after each."""
-    llm, session = bench.llm, bench.folder / "growing"
-
-    def chat(path: Path | None) -> tuple[float, float]:
-        """Seconds of a turn and of its save, medians."""
+    llm = bench.llm
+    turns: dict[bool, list[float]] = {False: [], True: []}
+    saves = []
+    for i in range(2 * N_CHATS):
+        is_saved = i % 2 == 1
         bench.open_whole()
-        if path is not None:
-            llm.start_session(path)
+        if is_saved:
+            llm.start_session(bench.folder / f"growing-{i}")
             llm.save_session(notes={})
         bench.ms_per_token(N_WARM)
-        turns, saves = [], []
-        for i in range(N_TURNS):
+        for _ in range(N_TURNS):
             start = time.perf_counter()
             bench.ms_per_token(N_TURN)
-            turns.append(time.perf_counter() - start)
-            if path is not None:
-                llm.save_session(notes={"turns": [["question", "answer"]] * i})
-            saves.append(time.perf_counter() - start - turns[-1])
-        return float(np.median(turns)), float(np.median(saves))
-
-    without, _ = chat(None)
-    turn, save = chat(session)
-    llm._session.close()
-    llm._session = llm._kv.journal = None
-    yield f"turn of {N_TURN} tokens, not saved", 1000 * without, "ms"
-    slower = 100 * ((turn + save) / without - 1)
-    yield f"turn of {N_TURN} tokens, saved after it", 1000 * (turn + save), f"ms; {slower:+.1f}%"
-    yield "saving it", 1000 * save, "ms"
+            turns[is_saved].append(time.perf_counter() - start)
+            if is_saved:
+                llm.save_session(notes={"turns": [["question", "answer"]]})
+                saves.append(time.perf_counter() - start - turns[is_saved][-1])
+        if is_saved:
+            llm._session.close()
+            llm._session = llm._kv.journal = None
+    without, turn, save = (1000 * float(np.median(t)) for t in (turns[False], turns[True], saves))
+    yield f"turn of {N_TURN} tokens, no session", without, "ms"
+    yield f"turn of {N_TURN} tokens, with a session", turn, "ms"
+    yield "saving it", save, f"ms; {100 * save / without:.1f}% of the turn without"
 
 
 PARTS = {

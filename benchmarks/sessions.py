@@ -263,8 +263,7 @@ def saving(bench: Bench) -> Iterator[Row]:
                 llm.save_session(notes={"turns": [["question", "answer"]]})
                 saves.append(time.perf_counter() - start - turns[is_saved][-1])
         if is_saved:
-            llm._session.close()
-            llm._session = llm._kv.journal = None
+            llm.close_session()
     without, turn, save = (1000 * float(np.median(t)) for t in (turns[False], turns[True], saves))
     yield f"turn of {N_TURN} tokens, no session", without, "ms"
     yield f"turn of {N_TURN} tokens, with a session", turn, "ms"

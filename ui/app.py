@@ -230,9 +230,13 @@ def _wire(blocks: gr.Blocks, page: Page, p: dict[str, Any]) -> None:
             None, js="() => window.icecacheBest()"
         )
 
-    on(blocks.load, page.open, [key])
-    on(p["new"].click, page.new_chat, [key])
-    on(p["chats"].input, page.open, [p["chats"]])
+    saved = SavedPanel(page)
+    for done in (
+        on(blocks.load, page.open, [key]),
+        on(p["new"].click, page.new_chat, [key]),
+        on(p["chats"].input, page.open, [p["chats"]]),
+    ):
+        on(done.then, saved.show, [p["saved"], key])
     on(p["delete"].click, page.delete_chat, [key])
     on(p["import"].upload, page.import_chat, [p["import"], key])
     on(p["export"].click, page.export, [key]).then(
@@ -242,7 +246,6 @@ def _wire(blocks: gr.Blocks, page: Page, p: dict[str, Any]) -> None:
     )
     on(p["chatbot"].select, page.show_look, [key])
 
-    saved = SavedPanel(page)
     for done in (
         on(p["files"].upload, page.add_files, [p["files"], key], **MODEL),
         # Not `input`: the x that clears all of them only changes the value.
@@ -259,8 +262,6 @@ def _wire(blocks: gr.Blocks, page: Page, p: dict[str, Any]) -> None:
     to_look(on(p["more"].click, page.more, [key, *settings], **MODEL))
     to_look(on(p["chatbot"].edit, page.edit, [key, *settings], **MODEL))
 
-    for trigger in (blocks.load, p["chats"].input, p["new"].click):
-        on(trigger, saved.show, [p["saved"], key])
     on(p["saved_open"].click, saved.open, [p["saved"]], **MODEL)
     on(p["saved_delete"].click, saved.ask_delete, [p["saved"]])
     on(p["saved_no"].click, saved.keep, [])

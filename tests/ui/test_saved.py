@@ -13,8 +13,8 @@ from icecache_local_ui.saved import SavedPanel
 from icecache_local import CacheConfig, embedded
 from icecache_local.conversation import Conversation, Document
 from icecache_local.sessions.describe import all_sessions, session_folder
-from icecache_local.sessions.lock import Lock
 from icecache_local.sessions.library import Library
+from icecache_local.sessions.lock import Lock
 
 N_CTX = 4096
 STATEMENT = embedded.statement("Orson Jungle", "543121")

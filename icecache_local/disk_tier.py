@@ -278,8 +278,9 @@ class DiskTier:
         leave = min(n, -(-over // block_bytes) + self.share // SLACK // block_bytes)
         if leave == 0:
             return
-        worst = np.argpartition(self._scores[:n], leave - 1)[:leave] if leave < n else slice(n)
-        self._drop(np.sort(self._blocks[:n][worst]))
+        # Head by head among equals: what stays, and what will be read again, stays together.
+        worst = np.argsort(self._scores[:n], kind="stable")[:leave]
+        self._drop(np.sort(self._blocks[worst]))
 
     def _drop(self, blocks: np.ndarray) -> None:
         """Give back the memory of `blocks` (int64 [n], ascending), after writing what is new."""

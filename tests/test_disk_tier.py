@@ -1,5 +1,6 @@
 """DiskTier: pages that leave memory come back as they were, and nobody notices."""
 
+import tempfile
 from dataclasses import replace
 
 import numpy as np
@@ -126,7 +127,7 @@ def test_what_attention_uses_stays_or_what_was_used_last(by_attention, gone, rng
 
 
 STEPS = st.lists(
-    st.tuples(st.sampled_from(["read", "decode", "truncate", "trim"]), st.integers(1, 64)),
+    st.tuples(st.sampled_from(["read", "later", "decode", "truncate", "trim"]), st.integers(1, 64)),
     min_size=1,
     max_size=5,
 )
@@ -141,14 +142,19 @@ def test_a_layer_on_the_disk_does_what_one_in_memory_does(steps, seed):
     tier.trim(least + 4 * _block_bytes(ours.cache.pages))
     for action, n in steps:
         for sequence in (ours, twin):
+            sequence.cache.finish()
             if action == "read":
                 sequence.append(n)
+            elif action == "later":  # the index waits, the pages are read meanwhile
+                sequence.append(n, finish=sequence is twin)
+                tier.prefetch_wanted()
             elif action == "decode":
                 for _ in range(n // 8 + 1):
                     sequence.decode()
             elif action == "truncate":
                 sequence.truncate(max(N_CARRIERS + 1, len(sequence.k) - n * 5))
         tier.trim(least + (n % 9) * _block_bytes(ours.cache.pages))
+        ours.cache.finish()
         a, b = ours.cache, twin.cache
         assert np.array_equal(a.slots.token_in, b.slots.token_in)
         assert np.array_equal(a.device.k, b.device.k) and np.array_equal(a.device.v, b.device.v)
@@ -183,3 +189,32 @@ def test_a_spill_file_needs_a_folder(tmp_path, monkeypatch):
     spill = record_io.SpillFile(4096)
     assert list(tmp_path.iterdir()) == [], "the file has a name"
     spill.close()
+
+
+@given(st.permutations(range(24)), st.integers(1, 24), st.sampled_from([512, 1024]))
+@settings(deadline=None, max_examples=30)
+def test_records_of_any_order_reach_their_rows_however_little_a_read_gives(order, n, size):
+    content = np.random.default_rng(0).integers(0, 256, (24, 1024), np.uint8)
+    out, preadv = record_io.aligned(24, size), record_io.os.preadv
+    out[:] = 7
+    at = np.arange(24)[::-1][:n].copy()
+
+    def sparing(fd: int, parts: list, offset: int) -> int:
+        return preadv(fd, [parts[0][: max(1, len(parts[0]) // 2)]], offset)
+
+    with tempfile.TemporaryFile() as file, pytest.MonkeyPatch.context() as patch:
+        file.write(content.tobytes())
+        file.flush()
+        patch.setattr(record_io.os, "preadv", sparing)
+        record_io.read_records(file.fileno(), np.array(order[:n]), out, at, 1024)
+    assert np.array_equal(out[at], content[order[:n], :size])
+    assert (out[np.setdiff1d(np.arange(24), at)] == 7).all()
+
+
+def test_pages_new_to_the_spill_file_lie_behind_one_another(rng):
+    pages, content = _tiered(1, (64, 64), 40, rng)
+    tier = pages.tier
+    tier.trim(20 * pages.page_bytes)
+    tier.trim(0)
+    assert tier._spill.n_records == 39  # all but page 0, which never leaves
+    assert np.array_equal(tier.some(0, np.arange(40)), content[0])

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from icecache_local.config import CacheConfig, ModelShape
 from icecache_local.device.host import HostDevice
 from icecache_local.layer_cache import LayerCache
+from icecache_local.mdci.layout import N_CHILD
 from icecache_local.stats import Counters
 
 N_CTX, N_BATCH = 4096, 64
@@ -142,14 +143,11 @@ def test_pages_are_ordered_bucket_by_bucket():
         assert np.array_equal(pages[: cache.first_leaf], np.arange(cache.first_leaf))
         leaves, bucket = cache.index.leaves(g)
         assert np.array_equal(pages[cache.first_leaf :][: len(leaves)], leaves)
-        assert np.array_equal(
-            np.sort(leaves), np.flatnonzero(cache.pages.fill[g] > 0)[-len(leaves) :]
-        )
+        in_use = np.flatnonzero(cache.pages.fill[g] > 0)
+        assert np.array_equal(np.sort(leaves), in_use[in_use >= cache.first_leaf])
         node, fill = cache.index._forest.node[g], cache.pages.fill[g]
-        buckets = {
-            tuple(row[: row[16]]) for row in node if row[16] and (row[: row[16]] < used).all()
-        }
+        buckets = {tuple(row[: row[N_CHILD]].tolist()) for row in node if row[N_CHILD]}
         for number in range(bucket.max() + 1):
             siblings = leaves[bucket == number]
-            assert tuple(siblings) in buckets
+            assert tuple(siblings.tolist()) in buckets
             assert (fill[siblings[:-1]] == 16).all(), "only a bucket's last page is partial"

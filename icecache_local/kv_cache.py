@@ -562,7 +562,8 @@ class KVCache:
     @property
     def _settings(self) -> tuple[object, ...]:
         shapes = [self.shape_of(i) for i in self._devices]
-        config = replace(self.config, ram_limit=None, selective=None)  # no matter to a state
+        no_matter = {"ram_limit": None, "unread_mass": None, "selective": None}
+        config = replace(self.config, **no_matter)
         return (config, self.n_ctx, self.n_batch, shapes)
 
     @property

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numba
 import numpy as np
 
+from .admission import admission_space, admit
 from .config import PAGE, CacheConfig, ModelShape
 from .device.host import HostDevice
 from .disk_tier import DiskTier
@@ -178,6 +179,12 @@ class LayerCache:
         start = counters.add_stage("query", start)
         tier = self.pages.tier
         if tier is not None:
+            if self.config.most_unread > 0:
+                admit(
+                    *(candidates, self.index.log_weights, self.pages.state),
+                    *(self.slots.n_slots, np.float32(self.config.most_unread)),
+                    admission_space(candidates.shape[1]),
+                )
             tier.fetch(candidates)
             start = counters.add_stage("fetch", start)
         chosen = self.selector.select(

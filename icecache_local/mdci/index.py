@@ -111,6 +111,16 @@ class MDCIndex:
         return self._answer[1].reshape(-1)
 
     @property
+    def log_weights(self) -> np.ndarray:
+        """Logarithm of the softmax weight of each candidate, as the last query guessed it.
+
+        float32 [G, at least C], the largest over the group; until this thread's next query, of
+        whatever layer.
+        """
+        heads = len(self._forest.meta)
+        return space_for(heads, self.group, self.dim, self._looked_at).values
+
+    @property
     def n_tokens(self) -> int:
         """Tokens per KV head."""
         root = int(self._forest.meta[0, ROOT])

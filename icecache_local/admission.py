@@ -42,77 +42,79 @@ def admission_space(n: int) -> AdmissionSpace:
     return spaces[n]
 
 
-@kernel()
-def _spare(found, n, state, space, n_wanted):
-    """How many candidates could replace `n_wanted`, and their attention.
-
-    Candidates in memory, the best ones; those of weight -1 are left out.
-    """
-    m, total = ZERO, np.float32(0)
-    for i in range(n):
-        space.values[m] = space.weights[i]
-        m += space.weights[i] >= 0 and not state[found[i] >> 4] & ABSENT
-    n_best = take_best(space.values, space.numbers, m, n_wanted, space.picked, space.work)
-    for i in range(n_best):
-        total += space.values[space.picked[i]]
-    return n_best, total
+@kernel(inline="always")
+def _square(log_weight):
+    return exp_nonpositive(min(np.float32(2) * log_weight, np.float32(0)))
 
 
 @kernel()
-def _heaviest(weights, n):
+def _heaviest(squares, n):
     best = ZERO
     for i in range(n):
-        best = i if weights[i] > weights[best] else best
+        best = i if squares[i] > squares[best] else best
     return best
 
 
 @kernel()
-def _mark(state, found, log_weights, n_slots, bound, space):
-    """Mark the absent pages that one head needs as WANTED."""
-    n, n_absent, lost = ZERO, ZERO, np.float32(0)
-    weights = space.weights
-    while n < found.shape[0] and found[n] >= 0:
-        weights[n] = exp_nonpositive(min(log_weights[n], np.float32(0)))
-        if state[found[n] >> 4] & ABSENT:
-            n_absent += 1
-            lost += weights[n]
-        n += 1
-    if n_absent == 0 or (lost <= bound and n - n_absent >= n_slots):
-        return
-    # Those that would be chosen, and of these the absent ones.
-    n_best = take_best(log_weights, space.numbers, n, n_slots, space.picked, space.work)
-    missing, weight_of = np.empty(n_best, np.int32), np.empty(n_best, np.float32)
-    m, lost = ZERO, np.float32(0)
-    for i in range(n_best):
-        candidate = space.picked[i]
-        missing[m], weight_of[m] = found[candidate] >> 4, weights[candidate]
-        weights[candidate] = -1
-        if state[missing[m]] & ABSENT:
-            lost += weight_of[m]
-            m += 1
-    n_spare, spare = _spare(found, n, state, space, m)
-    share = spare / np.float32(m) if n_spare == m else np.float32(0)
-    while m > 0 and (m > n_spare or lost - m * share > bound):
-        page = missing[_heaviest(weight_of, m)]
-        state[page] |= WANTED
-        i = ZERO
-        while i < m:
-            if missing[i] == page:
-                m -= 1
-                lost -= weight_of[i]
-                missing[i], weight_of[i] = missing[m], weight_of[m]
-            else:
-                i += 1
+def _take(missing, squares, m, page):
+    """Remove the tokens of a page; how many are left, and what was removed."""
+    gone, i = np.float32(0), ZERO
+    while i < m:
+        if missing[i] == page:
+            m -= 1
+            gone += squares[i]
+            missing[i], squares[i] = missing[m], squares[m]
+        else:
+            i += 1
+    return m, gone
 
 
 @kernel()
-def admit(found, log_weights, state, n_slots, bound, space):
+def _mark(state, found, log_weights, n_slots, bounds, later, space):
+    """Mark the absent pages that one head needs as WANTED, and list those for `later`."""
+    n, n_absent, lost = ZERO, ZERO, np.float32(0)
+    while n < found.shape[0] and found[n] >= 0:
+        if state[found[n] >> 4] & ABSENT:
+            n_absent += 1
+            lost += _square(log_weights[n])
+        n += 1
+    now, soon = bounds
+    if n_absent == 0 or (lost <= soon * soon and n - n_absent >= n_slots):
+        return
+    n_best = take_best(log_weights, space.numbers, n, n_slots, space.picked, space.work)
+    missing, squares = np.empty(n_best, np.int32), np.empty(n_best, np.float32)
+    m, lost = ZERO, np.float32(0)
+    for i in range(n_best):
+        page = found[space.picked[i]] >> 4
+        missing[m], squares[m] = page, _square(log_weights[space.picked[i]])
+        if state[page] & ABSENT:
+            lost += squares[m]
+            m += 1
+    n_spare = n - n_absent - (n_best - m)  # could be chosen in the place of those missing
+    while m > 0 and (m > n_spare or lost > now * now):
+        page = missing[_heaviest(squares, m)]
+        state[page] |= WANTED
+        m, gone = _take(missing, squares, m, page)
+        lost -= gone
+    n_later = ZERO
+    while m > 0 and lost > soon * soon and n_later < later.shape[0]:
+        page = missing[_heaviest(squares, m)]
+        later[n_later] = page * np.int32(16)
+        n_later += 1
+        m, gone = _take(missing, squares, m, page)
+        lost -= gone
+
+
+@kernel()
+def admit(found, log_weights, state, n_slots, bounds, later, space):
     """Drop the candidates that are neither in memory nor worth reading.
 
     Of a head's candidates the best `n_slots` would be chosen. Those of them that are absent are
-    read, the heaviest first, until the attention that the others would have is at most `bound`
-    more than what candidates in memory have in their place. For values of norm V the output of a
-    query head then changes by at most 2 `bound` V, as far as the index's estimates are right.
+    read, the heaviest first, until the attention that the others would have is at most `bounds[0]`
+    more than what candidates in memory have in their place; `later` tells what to read for the
+    next steps, until no more than `bounds[1]` is missing. For values of norm V the output of a
+    query head then changes by at most
+    2 `bounds[0]` V, as far as the index's estimates are right.
 
     Parameters
     ----------
@@ -124,13 +126,16 @@ def admit(found, log_weights, state, n_slots, bound, space):
         See `HostPages`.
     n_slots : int
         Candidates that must be left, if there are so many.
-    bound : float32
-        Share of a query head's attention.
+    bounds : tuple of float32
+        Shares of a query head's attention, the larger first.
+    later : int32 array [G, L]
+        Receives places of absent pages, the heaviest first, then -1.
     space : AdmissionSpace
     """
     for g in range(found.shape[0]):
         pages, row = state[g], found[g]
-        _mark(pages, row, log_weights[g], n_slots, bound, space)
+        later[g, :] = -1
+        _mark(pages, row, log_weights[g], n_slots, bounds, later[g], space)
         m = ZERO
         for i in range(row.shape[0]):
             if row[i] < 0:

@@ -22,6 +22,8 @@ from .stats import Counters
 if TYPE_CHECKING:
     from .sessions.page_file import PageFile
 
+SOON, N_LATER = 0.125, int(__import__("os").environ.get("NL","8"))
+
 
 class LayerCache:
     """K and V of every token of one layer, and the choice of those that are resident.
@@ -76,6 +78,7 @@ class LayerCache:
         if config.ram_limit is not None:
             DiskTier(self.pages, self.first_leaf)
         self.place(cells)
+        self._later = np.full((shape.n_kv_heads, N_LATER), -1, np.int32)
         self.slots = SlotTable(shape.n_kv_heads, len(self.slot_cells), n_ctx)
         self.selector = Selector(self.pages, shape, len(self.slot_cells))
         self._start_tail(config.sink)
@@ -137,6 +140,8 @@ class LayerCache:
         n_old = (self.tail_len - self.window) // PAGE
         if n_old > 0:
             pages = self._ring_pages(n_old * PAGE)
+            if self.pages.tier is not None:
+                self.pages.tier.settle()
             self.index.insert(pages)
             if self.pages.tier is not None:
                 self.pages.tier.make_room()
@@ -166,6 +171,8 @@ class LayerCache:
             self.pages, self.slot_cells, slots.miss_slots, slots.miss_places, slots.n_miss
         )
         counters.add_stage("upload", start)
+        if self._later.size and self._later[:, 0].max() >= 0:
+            self.pages.tier.prefetch(self._later)
         counters.selected_rows += tokens.size
         counters.uploaded_rows += n_misses
 
@@ -179,11 +186,13 @@ class LayerCache:
         start = counters.add_stage("query", start)
         tier = self.pages.tier
         if tier is not None:
-            if self.config.most_unread > 0:
+            tier.settle()
+            bound = self.config.most_unread
+            if bound > 0:
                 admit(
-                    *(candidates, self.index.log_weights, self.pages.state),
-                    *(self.slots.n_slots, np.float32(self.config.most_unread)),
-                    admission_space(candidates.shape[1]),
+                    *(candidates, self.index.log_weights(), self.pages.state, self.slots.n_slots),
+                    (np.float32(bound), np.float32(bound * SOON)),
+                    *(self._later, admission_space(candidates.shape[1])),
                 )
             tier.fetch(candidates)
             start = counters.add_stage("fetch", start)

@@ -11,7 +11,7 @@ from .errors import IndexInputError, NonFiniteKeyError
 from .integrity import check_forest
 from .kernels import DONE, KEEP_ALL, STAGE, change_all, first_non_finite, query_all
 from .layout import FAN_OUT, HEIGHT, N_KEYS, N_NODES, NODE_SIZE, ROOT, THIN, Forest
-from .sketch import space_for
+from .sketch import expect, space_for
 
 FIELD_OF_VIEW = 64  # nodes kept per level, at least
 _EMPTY = (-1, 0, 0, -1, 0, 0)  # Forest.meta of a tree without nodes
@@ -110,15 +110,20 @@ class MDCIndex:
         """
         return self._answer[1].reshape(-1)
 
-    @property
     def log_weights(self) -> np.ndarray:
-        """Logarithm of the softmax weight of each candidate, as the last query guessed it.
+        """Logarithm of the softmax weight to be expected of each candidate of the last query.
 
-        float32 [G, at least C], the largest over the group; until this thread's next query, of
-        whatever layer.
+        To be called once after it, before another query of this thread.
+
+        Returns
+        -------
+        float32 array [G, at least C]
+            The largest over the group. Overwritten by the next query, of whatever layer.
         """
         heads = len(self._forest.meta)
-        return space_for(heads, self.group, self.dim, self._looked_at).values
+        space = space_for(heads, self.group, self.dim, self._looked_at)
+        expect(self._answer[0], self._forest.page_spread, space)
+        return space.values
 
     @property
     def n_tokens(self) -> int:

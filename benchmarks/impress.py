@@ -109,7 +109,8 @@ def _store(path: Path, cache: LayerCache, n: int) -> tuple[HostPages, HostPages]
 
 def _on_disk(path: Path, pages: HostPages, n: int) -> HostPages:
     n_pages = -(-n // PAGE)
-    sums = write_pages(path, pages, n_pages)
+    order = np.tile(np.arange(n_pages), (len(pages.fill), 1))
+    sums = write_pages(path, pages, order)
     stored = HostPages(pages.shape, n_pages)
     stored.n_pages[:] = n_pages
     stored.fill[:, :n_pages] = PAGE

@@ -77,11 +77,14 @@ class HostPages:
         """Bytes of one page's K and V."""
         return self.kv.strides[1]
 
-    def block(self, head: int, first: int, last: int) -> np.ndarray:
-        """K and V of one head's pages [first, last); uint16 [last - first, PAGE * (Dk + Dv)]."""
+    def some(self, head: int, numbers: np.ndarray) -> np.ndarray:
+        """Copy K and V of pages (int [n]) of a head, from wherever they are.
+
+        uint16 [n, PAGE * (Dk + Dv)].
+        """
         if self.tier is not None:
-            return self.tier.block(head, first, last)
-        return self.kv[head, first:last]
+            return self.tier.some(head, numbers)
+        return self.kv[head, numbers]
 
     def fill_from(self, file: PageFile, last: int | None = None) -> None:
         """Read the pages of a stored layer, or those before `last`; the page table stays.
@@ -92,7 +95,7 @@ class HostPages:
         """
         last = file.n_pages if last is None else min(last, file.n_pages)
         for head, pages in enumerate(self.kv[:, :last]):
-            file.read(np.arange(last) + head * file.n_pages, pages)
+            file.read(file.records(head, np.arange(last)), pages)
 
     def clear(self) -> None:
         """Forget everything and return the memory to the OS."""
@@ -130,3 +133,8 @@ class OrderedPages:
     def tables(self) -> dict[str, np.ndarray]:
         """Return nothing: the order says it all."""
         return {}
+
+    def page_order(self) -> np.ndarray:
+        """Pages by number; int32 [G, pages]."""
+        heads, used = len(self.pages.n_pages), int(self.pages.n_pages.max())
+        return np.tile(np.arange(used, dtype=np.int32), (heads, 1))

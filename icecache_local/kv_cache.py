@@ -175,6 +175,7 @@ class KVCache:
                 f"{n_past + n_new} tokens do not fit in n_ctx = {self.n_ctx}: raise n_ctx or "
                 f"shorten the conversation."
             )
+        self._finish_insertions()
         mode = DECODE if n_new == 1 and not exact else PREFILL
         numba.set_num_threads(self._n_threads[mode])  # holds for the calling thread only
         if not self.truncate(n_past):
@@ -191,7 +192,8 @@ class KVCache:
         self.counters.sparse_steps += mode == DECODE
         if self._budget is not None:
             with self._no_page_lost():
-                self._budget.begin(n_new, reading=mode == PREFILL)
+                part = self._reprefill.share if self._selective else 1.0
+                self._budget.begin(n_new, reading=mode == PREFILL, part=part)
         self.hook.begin(mode)
 
     def end(self, n_new: int) -> None:
@@ -207,6 +209,8 @@ class KVCache:
             self._moved_cell = None
             if self.journal is not None:
                 self.journal.appended(n_new)
+            for tier in self._budget.tiers if self._budget is not None else []:
+                tier.prefetch_wanted()  # not earlier: it would slow down what computes
         else:
             self._cell_of[self.n_tokens : self.n_tokens + n_new] = cells
         self.n_tokens += n_new
@@ -232,7 +236,7 @@ class KVCache:
         if self.hook.c.mode == PREFILL:
             self._attention.run(layer, cache.pages, cells, self._fill_of_pages_read(layer, cache))
             if place == self._last_reader[layer.layer]:
-                cache.append(cells)  # attention sees the new tokens in the cells, causally
+                cache.append(cells, finish=False)  # attention saw the new tokens in the cells
                 if self._budget is not None:
                     self._budget.leave(cache.pages.tier)
             return
@@ -243,12 +247,17 @@ class KVCache:
         if self.attribution is not None:
             self.attribution.add(cache.selector.tokens, cache.selector.weights)
 
+    @property
+    def _selective(self) -> bool:
+        """Whether a prompt attends to a share of the pages: those of a session that was opened."""
+        return self._reprefill is not None and all(t.has_source for t in self._budget.tiers)
+
     def _fill_of_pages_read(self, layer: ffi.CData, cache: LayerCache) -> np.ndarray | None:
         """Bring the pages into memory that a prompt attends to; see `Attention.run`."""
         tier = cache.pages.tier
         if tier is None:
             return None
-        if self._reprefill is None or not tier.has_source:
+        if not self._selective:
             self._budget.enter(tier)
             return None
         caches = list(self._layers.values())
@@ -256,7 +265,9 @@ class KVCache:
         chosen = self._reprefill.choose(place, cache, queries(layer), layer.scale)
         self._budget.enter_with(tier, chosen)
         for following in caches[place + 1 : place + 2]:
-            self._budget.read_ahead(following.pages.tier, self._reprefill.guess(following))
+            ahead = self._reprefill.ahead(place + 1, following)
+            if ahead is not None:
+                self._budget.read_ahead(following.pages.tier, ahead)
         fill = np.zeros_like(cache.pages.fill)
         fill[:, : cache.first_leaf] = cache.pages.fill[:, : cache.first_leaf]
         for g, pages in enumerate(chosen):
@@ -317,6 +328,7 @@ class KVCache:
         if n_tokens == 0:
             self.clear()
             return True
+        self._finish_insertions()
         if not self._windows_reach(n_tokens):
             done = False
         elif not self.sparse:
@@ -400,6 +412,12 @@ class KVCache:
                 self.clear()
             raise
 
+    def _finish_insertions(self) -> None:
+        """Index what the latest prompt left to be indexed, while pages were read for it."""
+        with self._no_page_lost():
+            for cache in self._layers.values():
+                cache.finish()
+
     def _leave_journal(self) -> None:
         """Do what no journal can redo."""
         if self.journal is not None:
@@ -445,6 +463,7 @@ class KVCache:
 
     def state(self) -> dict[str, object]:
         """Everything beside llama.cpp's own state; see `load_state`."""
+        self._finish_insertions()
         cells = np.concatenate([self._cell_of[: self._n_held], self._real_cells]).astype(np.int32)
         return {
             "settings": self._settings,
@@ -508,6 +527,7 @@ class KVCache:
 
         In the dense phase C is 0 and n_real is all tokens.
         """
+        self._finish_insertions()
         if not self.sparse:
             return _ranks(self._cell_of[: self.n_tokens]), self.n_tokens
         if self._moved_cell is not None:  # the slots' cells will be rotated
@@ -573,11 +593,13 @@ class KVCache:
 
     def shuffle(self, rng: np.random.Generator) -> None:
         """Permute the resident tokens among their slots: attention must not notice."""
+        self._finish_insertions()
         for cache in self._layers.values():
             cache.shuffle(rng)
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless every token is where the tables say, exactly once."""
+        self._finish_insertions()
         for cache in self._layers.values():
             cache.check_integrity(self.n_tokens)
 

@@ -81,6 +81,7 @@ class LayerCache:
         self._later = np.full((shape.n_kv_heads, N_LATER), -1, np.int32)
         self.slots = SlotTable(shape.n_kv_heads, len(self.slot_cells), n_ctx)
         self.selector = Selector(self.pages, shape, len(self.slot_cells))
+        self._inserting: np.ndarray | None = None  # pages that are being indexed
         self._start_tail(config.sink)
 
     def place(self, cells: np.ndarray) -> None:
@@ -110,11 +111,17 @@ class LayerCache:
         row = (self.ring_row + position - self.tail_start) % (self.n_ring * PAGE)
         return self.first_tail * PAGE + row
 
-    def append(self, cells: np.ndarray) -> None:
-        """Copy the tokens that follow the last one from `cells` (int64 [T]) to the host tier."""
-        self.append_rows(*self.device.rows(cells))
+    def append(self, cells: np.ndarray, finish: bool = True) -> None:
+        """Copy the tokens that follow the last one from `cells` (int64 [T]) to the host tier.
 
-    def append_rows(self, k: np.ndarray, v: np.ndarray, rows: np.ndarray) -> None:
+        Without `finish`, an insertion into the index that has to wait for the disk is left
+        half done: `finish` must be called before anything else is.
+        """
+        self.append_rows(*self.device.rows(cells), finish)
+
+    def append_rows(
+        self, k: np.ndarray, v: np.ndarray, rows: np.ndarray, finish: bool = True
+    ) -> None:
         """Copy the tokens that follow the last one to the host tier.
 
         Parameters
@@ -122,6 +129,8 @@ class LayerCache:
         k, v : uint16 arrays [n, G, Dk] and [n, G, Dv]
         rows : int64 array [T]
             Which of the n rows, in the order of the tokens.
+        finish : bool
+            See `append`.
         """
         _append_rows(
             k,
@@ -142,13 +151,23 @@ class LayerCache:
             pages = self._ring_pages(n_old * PAGE)
             if self.pages.tier is not None:
                 self.pages.tier.settle()
-            self.index.insert(pages)
-            if self.pages.tier is not None:
-                self.pages.tier.make_room()
-            self.pages.fill[:, pages] = 0
-            self.pages.ids[:, pages] = 0
-            self.tail_start += n_old * PAGE
-            self.ring_row = (self.ring_row + n_old * PAGE) % (self.n_ring * PAGE)
+            is_done = self.index.begin_insert(pages)
+            self._inserting = pages
+            if is_done or finish:
+                self.finish()
+
+    def finish(self) -> None:
+        """Finish the insertion that `append` has begun."""
+        if self._inserting is None:
+            return
+        pages, self._inserting = self._inserting, None
+        self.index.finish_insert()
+        if self.pages.tier is not None:
+            self.pages.tier.make_room()
+        self.pages.fill[:, pages] = 0
+        self.pages.ids[:, pages] = 0
+        self.tail_start += len(pages) * PAGE
+        self.ring_row = (self.ring_row + len(pages) * PAGE) % (self.n_ring * PAGE)
 
     def load(self, q: np.ndarray, scale: float, real_from: int) -> None:
         """Make the tokens resident that matter to `q`.
@@ -238,6 +257,7 @@ class LayerCache:
 
     def truncate(self, n_tokens: int) -> None:
         """Drop every token at position >= `n_tokens`, which must leave sink and window whole."""
+        self.finish()
         if n_tokens >= self.n_tokens:
             return
         tier = self.pages.tier
@@ -311,6 +331,20 @@ class LayerCache:
             "token_in": self.slots.token_in.copy(),
         } | {f"index.{name}": array for name, array in self.index.state().items()}
 
+    def page_order(self) -> np.ndarray:
+        """Pages in the order in which they should lie on a disk; int32 [G, pages in use].
+
+        Those below the leaves come first, then the leaves, siblings together, then free pages.
+        """
+        used = int(self.pages.n_pages.max())
+        order = np.zeros((len(self.pages.n_pages), used), np.int32)
+        for g, row in enumerate(order):
+            leaves, _ = self.index.leaves(g)
+            rest = np.ones(used, bool)
+            rest[: self.first_leaf] = rest[leaves] = False
+            row[:] = np.concatenate([np.arange(self.first_leaf), leaves, np.flatnonzero(rest)])
+        return order
+
     def table_limits(self) -> dict[str, np.ndarray]:
         """Arrays as large as those of `tables` may be."""
         return {
@@ -356,8 +390,8 @@ class LayerCache:
     def state(self) -> dict[str, np.ndarray]:
         """Arrays from which `load_state` makes an equal cache."""
         tables = {name: array.copy() for name, array in self.tables().items()}
-        heads, used = range(len(tables["ids"])), tables["ids"].shape[1]
-        return tables | {"kv": np.stack([self.pages.block(g, 0, used) for g in heads])}
+        heads, used = range(len(tables["ids"])), np.arange(tables["ids"].shape[1])
+        return tables | {"kv": np.stack([self.pages.some(g, used) for g in heads])}
 
     def load_state(self, state: dict[str, np.ndarray]) -> None:
         """Take over the arrays of `state`; the cache must be new."""

@@ -51,7 +51,7 @@ def test_pages_of_any_size_come_back_bit_for_bit(dims, rng):
     tier.fetch(_places([[first_free, 36, -1], [30, -1, -1]]))
     for g, page in ((0, first_free), (0, 36), (1, 30)):
         assert np.array_equal(pages.kv[g, page], before[g, page])
-    assert np.array_equal(tier.block(1, 0, 37), before[1, :37])
+    assert np.array_equal(tier.some(1, np.arange(37)), before[1, :37])
     tier.trim(None)
     tier.prefetch_all()
     tier.settle()
@@ -80,8 +80,8 @@ def test_a_changed_page_is_written_again_and_an_unchanged_one_is_not(rng):
     pages.state[0, 4] |= WRITTEN
     tier.trim(0)
     assert tier.written_bytes == 20 * pages.page_bytes
-    assert (tier.block(0, 4, 5) == 5).all()
-    assert np.array_equal(tier.block(0, 7, 8), before[:, 7])
+    assert (tier.some(0, np.array([4])) == 5).all()
+    assert np.array_equal(tier.some(0, np.array([7])), before[:, 7])
 
 
 @given(
@@ -109,7 +109,7 @@ def test_no_page_is_lost_and_the_share_holds(dims, steps):
         pages.state[heads, wanted] |= WRITTEN
         content[heads, wanted] += 1
     for g in range(2):
-        assert np.array_equal(tier.block(g, 0, 60), content[g, :60])
+        assert np.array_equal(tier.some(g, np.arange(60)), content[g, :60])
 
 
 @pytest.mark.parametrize("by_attention, gone", [(True, [5, 6]), (False, [3, 5])])
@@ -157,7 +157,7 @@ def test_a_layer_on_the_disk_does_what_one_in_memory_does(steps, seed):
         for g, used in enumerate(a.pages.n_pages):
             for page in np.flatnonzero(a.pages.fill[g, :used]):
                 rows = slice(0, a.pages.fill[g, page] * SHAPE.head_dim_k)
-                mine = a.pages.block(g, page, page + 1)[0, rows]
+                mine = a.pages.some(g, np.array([page]))[0, rows]
                 assert np.array_equal(mine, b.pages.kv[g, page, rows])
     ours.check()
 

@@ -9,7 +9,8 @@ from icecache_local import CacheConfig, IceLlama
 from icecache_local.disk_tier import DiskTier
 from icecache_local.errors import ConfigError
 from icecache_local.layer_cache import LayerCache
-from icecache_local.reprefill import Reprefill, page_masses
+from icecache_local.page_scores import page_masses
+from icecache_local.reprefill import Reprefill, leaves_of
 
 SPEC = TinySpec("qwen3", n_layers=3, d=64, n_heads=4, n_kv_heads=2, head_dim=64, n_ctx_train=4096)
 CONFIG = CacheConfig(budget=64, sink=16, window=16, candidate_pages=8)
@@ -31,11 +32,12 @@ def test_masses_of_pages_add_up_and_point_at_the_key_that_is_asked_for(layer, rn
     wanted = [300, 700, 1100]
     keys = layer.k[wanted].view(np.float16).astype(np.float32)
     q = 3 * np.repeat(keys, SHAPE.group, axis=1)
-    masses = page_masses(cache, q, 0.125)
+    leaves = leaves_of(cache)
+    masses = page_masses(cache, leaves, q, 0.125)
     for g, mass in enumerate(masses):
         assert 0.9 * len(q) * SHAPE.group < mass.sum() <= len(q) * SHAPE.group * 1.0001
-        assert not mass[cache.pages.fill[g, : len(mass)] == 0].any()
-        holding = [np.flatnonzero((cache.pages.ids[g] == t + 1).any(axis=1))[0] for t in wanted]
+        ids = cache.pages.ids[g, leaves[g][0]]
+        holding = [np.flatnonzero((ids == t + 1).any(axis=1))[0] for t in wanted]
         order = np.argsort(-mass)
         assert set(holding) <= set(order[:12].tolist())
 
@@ -117,10 +119,10 @@ def test_every_page_chosen_is_exact_and_a_tenth_reads_a_tenth(
     before = {tier: tier.read_bytes for tier in llm._kv._budget.tiers}
     shares, append = [], LayerCache.append
 
-    def note(cache: LayerCache, cells: np.ndarray) -> None:
+    def note(cache: LayerCache, cells: np.ndarray, finish: bool = True) -> None:
         tier = cache.pages.tier  # attention is done, insertion will read what it changes
         shares.append((tier.read_bytes - before[tier]) / tier.nbytes)
-        append(cache, cells)
+        append(cache, cells, finish)
 
     monkeypatch.setattr(LayerCache, "append", note)
     llm.eval(question)

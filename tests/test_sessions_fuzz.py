@@ -191,7 +191,7 @@ def test_a_later_format_is_told_apart_from_damage(tmp_path) -> None:
     saved(tmp_path / "s", n_steps=0)
     state = tmp_path / "s" / "state"
     data = bytearray(state.read_bytes())
-    data[8:12] = struct.pack("<I", 2)
+    data[8:12] = struct.pack("<I", 3)
     state.write_bytes(data)
-    with pytest.raises(SessionDamagedError, match="version 2.*update"):
+    with pytest.raises(SessionDamagedError, match="version 3.*update"):
         Session(tmp_path / "s")

@@ -14,7 +14,7 @@ from xxhash import xxh3_64_intdigest
 
 from ..errors import SessionDamagedError, SessionError
 
-VERSION = 1
+VERSION = 2
 ADVICE = "remove the session and read the text again"
 _FRAME = struct.Struct("<8sIIQQ")  # magic, version, zero, bytes of the payload, their checksum
 MAGIC = b"ICELOCAL"

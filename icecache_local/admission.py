@@ -42,6 +42,20 @@ def admission_space(n: int) -> AdmissionSpace:
     return spaces[n]
 
 
+@kernel()
+def _use_copies(found, state, ids, slot_of, first_copy):
+    """Let absent rows of which there is a copy lie in it."""
+    for i in range(found.shape[0]):
+        place = found[i]
+        if place < 0:
+            break
+        if state[place >> 4] & ABSENT:
+            token = ids[place >> 4, place & 15]
+            slot = slot_of[token - 1] - 1
+            if slot >= 0 and ids[first_copy + (slot >> 4), slot & 15] == token:
+                found[i] = first_copy * 16 + slot
+
+
 @kernel(inline="always")
 def _square(log_weight):
     return exp_nonpositive(min(np.float32(2) * log_weight, np.float32(0)))
@@ -106,7 +120,7 @@ def _mark(state, found, log_weights, n_slots, bounds, later, space):
 
 
 @kernel()
-def admit(found, log_weights, state, n_slots, bounds, later, space):
+def admit(found, log_weights, n_slots, tables, bounds, later, space):
     """Drop the candidates that are neither in memory nor worth reading.
 
     Of a head's candidates the best `n_slots` would be chosen. Those of them that are absent are
@@ -122,18 +136,22 @@ def admit(found, log_weights, state, n_slots, bounds, later, space):
         Places (page * 16 + row) of candidates, then -1; of those to go on with, afterwards.
     log_weights : float32 array [G, >= C]
         Logarithm of the softmax weight that each candidate seems to have.
-    state : uint8 array [G, P]
-        See `HostPages`.
     n_slots : int
         Candidates that must be left, if there are so many.
+    tables : tuple
+        state (uint8 [G, P]) and ids (int32 [G, P, 16]) of `HostPages`, slot_of of `SlotTable`,
+        and the first page of copies, see `LayerCache`: a copy stands for a row whose page is
+        absent.
     bounds : tuple of float32
         Shares of a query head's attention, the larger first.
     later : int32 array [G, L]
         Receives places of absent pages, the heaviest first, then -1.
     space : AdmissionSpace
     """
+    state, ids, slot_of, first_copy = tables
     for g in range(found.shape[0]):
         pages, row = state[g], found[g]
+        _use_copies(row, pages, ids[g], slot_of[g], first_copy)
         later[g, :] = -1
         _mark(pages, row, log_weights[g], n_slots, bounds, later[g], space)
         m = ZERO

@@ -234,7 +234,8 @@ class Snapshot:
         """
         tables = {}
         for name, limit in cache.table_limits().items():
-            if name == "token_in" and cache.config.budget != self.settings.cache.budget:
+            is_of_slots = name in ("token_in", "rows")
+            if is_of_slots and cache.config.budget != self.settings.cache.budget:
                 tables[name] = np.zeros_like(limit)
             else:
                 tables[name] = self.tables.read(f"{layer}.{name}", limit.dtype, limit.shape)

@@ -6,25 +6,25 @@ import threading
 from typing import NamedTuple
 
 import numpy as np
+from numba import prange
 
-from .half import ZERO, exp_nonpositive, kernel
-from .host_pages import ABSENT, WANTED
+from .config import PAGE
+from .half import ZERO, dot, exp_nonpositive, kernel
+from .host_pages import ABSENT, WANTED, HostPages
+from .mdci.cluster import row_start
 from .mdci.search import take_best
 
 
-class AdmissionSpace(NamedTuple):
-    """Work space for up to C candidates of one head.
+class _Space(NamedTuple):
+    """Work space; one head's part lacks the first axis.
 
     Attributes
     ----------
-    weights, values, work : float32 array [C]
-        `weights` are those of the candidates.
-    numbers, picked : int32 array [C]
+    work : float32 array [G, C]
+    numbers, picked : int32 array [G, C]
         `numbers` counts from 0.
     """
 
-    weights: np.ndarray
-    values: np.ndarray
     work: np.ndarray
     numbers: np.ndarray
     picked: np.ndarray
@@ -33,18 +33,80 @@ class AdmissionSpace(NamedTuple):
 _of_thread = threading.local()
 
 
-def admission_space(n: int) -> AdmissionSpace:
-    """Return this thread's work space for `n` candidates; all layers share it."""
+def _space_for(heads: int, n: int) -> _Space:
+    """Return this thread's work space for `n` candidates per head; all layers share it."""
     spaces = _of_thread.__dict__
-    if n not in spaces:
-        numbers = np.arange(n, dtype=np.int32)
-        spaces[n] = AdmissionSpace(*np.zeros((3, n), np.float32), numbers, np.zeros_like(numbers))
-    return spaces[n]
+    if (heads, n) not in spaces:
+        numbers = np.tile(np.arange(n, dtype=np.int32), (heads, 1))
+        work = np.zeros((heads, n), np.float32)
+        spaces[heads, n] = _Space(work, numbers, np.zeros_like(numbers))
+    return spaces[heads, n]
+
+
+class Admission:
+    """Lets a decode step do without candidates that are on the disk and hardly attended to.
+
+    Of a head's candidates the best `n_slots` would be chosen. Those of them that are absent are
+    read, the heaviest first, until the root of the sum of the squared attention weights of the
+    others is at most `bound`: values that have nothing to do with each other, of norm V, then
+    change the head's output by about `bound` V. (Many small weights are no harm together: what
+    replaces them says as much. One large weight is.) The weights are those that the index
+    expects; no key is read for them.
+
+    Parameters
+    ----------
+    pages : HostPages
+    first_leaf, first_copy : int
+        See `LayerCache`. A copy stands for a row whose page is absent.
+    n_slots : int
+        Candidates that must be left, if there are so many.
+    bound : float
+    """
+
+    def __init__(
+        self, pages: HostPages, first_leaf: int, first_copy: int, n_slots: int, bound: float
+    ) -> None:
+        self.pages, self._limits = pages, (first_leaf, first_copy, n_slots)
+        self._most = np.float32(bound * bound)
+
+    def admit(
+        self,
+        q: np.ndarray,
+        candidates: np.ndarray,
+        log_weights: np.ndarray,
+        log_mass: np.ndarray,
+        slot_of: np.ndarray,
+    ) -> None:
+        """Drop the candidates that are neither in memory nor worth reading.
+
+        Parameters
+        ----------
+        q : float32 array [H, Dk]
+            Queries times the softmax's scale.
+        candidates : int32 array [G, C]
+            Places (page * 16 + row), then -1; of those to go on with, afterwards.
+        log_weights : float32 array [G, >= C]
+            Logarithm of each candidate's share of the attention to all indexed tokens.
+        log_mass : float32 array [H]
+            Logarithm of the sum of exp(q.k) over these, see `MDCIndex.log_mass`.
+        slot_of : int32 array [G, n_ctx]
+            See `SlotTable`.
+        """
+        pages, heads = self.pages, len(candidates)
+        _admit_all(
+            q.reshape(heads, -1),
+            (candidates, log_weights, log_mass.reshape(heads, -1), slot_of),
+            (pages.kv.reshape(heads, -1), pages.ids, pages.fill, pages.state),
+            (*self._limits, pages.shape.head_dim_k),
+            self._most,
+            _space_for(heads, candidates.shape[1]),
+        )
 
 
 @kernel()
 def _use_copies(found, state, ids, slot_of, first_copy):
-    """Let absent rows of which there is a copy lie in it."""
+    """Let absent rows of which there is a copy lie in it; how many other absent ones there are."""
+    n_absent = ZERO
     for i in range(found.shape[0]):
         place = found[i]
         if place < 0:
@@ -53,7 +115,25 @@ def _use_copies(found, state, ids, slot_of, first_copy):
             token = ids[place >> 4, place & 15]
             slot = slot_of[token - 1] - 1
             if slot >= 0 and ids[first_copy + (slot >> 4), slot & 15] == token:
-                found[i] = first_copy * 16 + slot
+                found[i] = first_copy * PAGE + slot
+            else:
+                n_absent += 1
+    return n_absent
+
+
+@kernel()
+def _indexed_share(kv, fill, q, log_mass, first_leaf, dim):
+    """Logarithm of the share of the attention that indexed tokens get, at most, of any query."""
+    width, share = kv.shape[0] // fill.shape[0], np.float32(-np.inf)
+    for r in range(log_mass.shape[0]):
+        total = np.float32(1)  # in units of exp(log_mass)
+        for page in range(first_leaf):
+            for i in range(fill[page]):
+                at = row_start(page * PAGE + i, width, dim)
+                score = dot(kv, at, q, np.int64(r * dim), dim) - log_mass[r]
+                total += np.exp(min(score, np.float32(80)))
+        share = max(share, -np.log(total))
+    return share
 
 
 @kernel(inline="always")
@@ -84,83 +164,60 @@ def _take(missing, squares, m, page):
 
 
 @kernel()
-def _mark(state, found, log_weights, n_slots, bounds, later, space):
-    """Mark the absent pages that one head needs as WANTED, and list those for `later`."""
-    n, n_absent, lost = ZERO, ZERO, np.float32(0)
+def _mark(state, found, n_absent, log_weights, share, n_slots, most, space):
+    """Mark the absent pages that are read as WANTED."""
+    n = ZERO
     while n < found.shape[0] and found[n] >= 0:
-        if state[found[n] >> 4] & ABSENT:
-            n_absent += 1
-            lost += _square(log_weights[n])
         n += 1
-    now, soon = bounds
-    if n_absent == 0 or (lost <= soon * soon and n - n_absent >= n_slots):
-        return
     n_best = take_best(log_weights, space.numbers, n, n_slots, space.picked, space.work)
     missing, squares = np.empty(n_best, np.int32), np.empty(n_best, np.float32)
     m, lost = ZERO, np.float32(0)
     for i in range(n_best):
-        page = found[space.picked[i]] >> 4
-        missing[m], squares[m] = page, _square(log_weights[space.picked[i]])
+        candidate = space.picked[i]
+        page = found[candidate] >> 4
+        missing[m], squares[m] = page, _square(log_weights[candidate] + share)
         if state[page] & ABSENT:
             lost += squares[m]
             m += 1
     n_spare = n - n_absent - (n_best - m)  # could be chosen in the place of those missing
-    while m > 0 and (m > n_spare or lost > now * now):
+    while m > 0 and (m > n_spare or lost > most):
         page = missing[_heaviest(squares, m)]
         state[page] |= WANTED
-        m, gone = _take(missing, squares, m, page)
-        lost -= gone
-    n_later = ZERO
-    while m > 0 and lost > soon * soon and n_later < later.shape[0]:
-        page = missing[_heaviest(squares, m)]
-        later[n_later] = page * np.int32(16)
-        n_later += 1
         m, gone = _take(missing, squares, m, page)
         lost -= gone
 
 
 @kernel()
-def admit(found, log_weights, n_slots, tables, bounds, later, space):
-    """Drop the candidates that are neither in memory nor worth reading.
+def _keep(found, state):
+    """Keep the rows whose pages are in memory or WANTED, which they then are no more."""
+    n = ZERO
+    for i in range(found.shape[0]):
+        if found[i] < 0:
+            break
+        flags = state[found[i] >> 4]
+        found[n] = found[i]
+        n += not flags & ABSENT or flags & WANTED > 0
+    for i in range(n):
+        state[found[i] >> 4] &= ~np.uint8(WANTED)
+    found[n:] = -1
 
-    Of a head's candidates the best `n_slots` would be chosen. Those of them that are absent are
-    read, the heaviest first, until the attention that the others would have is at most `bounds[0]`
-    more than what candidates in memory have in their place; `later` tells what to read for the
-    next steps, until no more than `bounds[1]` is missing. For values of norm V the output of a
-    query head then changes by at most
-    2 `bounds[0]` V, as far as the index's estimates are right.
 
-    Parameters
-    ----------
-    found : int32 array [G, C]
-        Places (page * 16 + row) of candidates, then -1; of those to go on with, afterwards.
-    log_weights : float32 array [G, >= C]
-        Logarithm of the softmax weight that each candidate seems to have.
-    n_slots : int
-        Candidates that must be left, if there are so many.
-    tables : tuple
-        state (uint8 [G, P]) and ids (int32 [G, P, 16]) of `HostPages`, slot_of of `SlotTable`,
-        and the first page of copies, see `LayerCache`: a copy stands for a row whose page is
-        absent.
-    bounds : tuple of float32
-        Shares of a query head's attention, the larger first.
-    later : int32 array [G, L]
-        Receives places of absent pages, the heaviest first, then -1.
-    space : AdmissionSpace
-    """
-    state, ids, slot_of, first_copy = tables
-    for g in range(found.shape[0]):
-        pages, row = state[g], found[g]
-        _use_copies(row, pages, ids[g], slot_of[g], first_copy)
-        later[g, :] = -1
-        _mark(pages, row, log_weights[g], n_slots, bounds, later[g], space)
-        m = ZERO
-        for i in range(row.shape[0]):
-            if row[i] < 0:
-                break
-            flags = pages[row[i] >> 4]
-            row[m] = row[i]
-            m += not flags & ABSENT or flags & WANTED > 0
-        for i in range(m):
-            pages[row[i] >> 4] &= ~np.uint8(WANTED)
-        row[m:] = -1
+@kernel()
+def _admit(g, q, index, pages, limits, most, space):
+    found, log_mass, slot_of = index[0][g], index[2][g], index[3][g]
+    kv, ids, fill, state = pages[0][g], pages[1][g], pages[2][g], pages[3][g]
+    first_leaf, first_copy, n_slots, dim = limits
+    n_absent = _use_copies(found, state, ids, slot_of, first_copy)
+    if n_absent == 0:
+        return
+    share = _indexed_share(kv, fill, q[g], log_mass, first_leaf, dim)
+    mine = _Space(space.work[g], space.numbers[g], space.picked[g])
+    _mark(state, found, n_absent, index[1][g], share, n_slots, most, mine)
+    _keep(found, state)
+
+
+@kernel(parallel=True)
+def _admit_all(q, index, pages, limits, most, space):
+    """Run `_admit` for every KV head; all arrays [G, ...]."""
+    for g in prange(q.shape[0]):
+        _admit(np.int64(g), q, index, pages, limits, most, space)

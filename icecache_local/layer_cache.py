@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numba
 import numpy as np
 
-from .admission import admission_space, admit
+from .admission import Admission
 from .config import PAGE, CacheConfig, ModelShape
 from .device.host import HostDevice
 from .disk_tier import DiskTier
@@ -21,9 +21,6 @@ from .stats import Counters
 
 if TYPE_CHECKING:
     from .sessions.page_file import PageFile
-
-SOON, N_LATER = 0.125, int(__import__("os").environ.get("NL","8"))
-
 
 class LayerCache:
     """K and V of every token of one layer, and the choice of those that are resident.
@@ -81,9 +78,12 @@ class LayerCache:
         if config.ram_limit is not None:
             DiskTier(self.pages, self.first_leaf)
         self.place(cells)
-        self._later = np.full((shape.n_kv_heads, N_LATER), -1, np.int32)
         self.slots = SlotTable(shape.n_kv_heads, len(self.slot_cells), n_ctx)
         self.selector = Selector(self.pages, shape, len(self.slot_cells))
+        self._admission = Admission(
+            *(self.pages, self.first_leaf, self.first_copy),
+            *(len(self.slot_cells), config.most_unread),
+        )
         self._inserting: np.ndarray | None = None  # pages that are being indexed
         self._start_tail(config.sink)
 
@@ -152,8 +152,6 @@ class LayerCache:
         n_old = (self.tail_len - self.window) // PAGE
         if n_old > 0:
             pages = self._ring_pages(n_old * PAGE)
-            if self.pages.tier is not None:
-                self.pages.tier.settle()
             is_done = self.index.begin_insert(pages)
             self._inserting = pages
             if is_done or finish:
@@ -193,8 +191,6 @@ class LayerCache:
             self.pages, self.slot_cells, slots.miss_slots, slots.miss_places, slots.n_miss
         )
         counters.add_stage("upload", start)
-        if self._later.size and self._later[:, 0].max() >= 0:
-            self.pages.tier.prefetch(self._later)
         counters.selected_rows += tokens.size
         counters.uploaded_rows += n_misses
 
@@ -209,13 +205,10 @@ class LayerCache:
         tier = self.pages.tier
         if tier is not None:
             tier.settle()
-            bound = self.config.most_unread
-            if bound > 0:
-                admit(
-                    *(candidates, self.index.log_weights(), self.slots.n_slots),
-                    (self.pages.state, self.pages.ids, self.slots.slot_of, self.first_copy),
-                    (np.float32(bound), np.float32(bound * SOON)),
-                    *(self._later, admission_space(candidates.shape[1])),
+            if self.config.most_unread > 0:
+                self._admission.admit(
+                    *(q * np.float32(scale), candidates, self.index.log_weights()),
+                    *(self.index.log_mass, self.slots.slot_of),
                 )
             tier.fetch(candidates)
             start = counters.add_stage("fetch", start)
@@ -416,6 +409,7 @@ class LayerCache:
             return
         tier = self.pages.tier or DiskTier(self.pages, self.first_leaf)
         tier.open_source(file)
+        tier.n_copies = self.shape.n_kv_heads * self._n_copies
         self.pages.fill_from(file, self.first_leaf)
 
     def state(self) -> dict[str, np.ndarray]:

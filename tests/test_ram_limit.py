@@ -40,7 +40,7 @@ def _history(llm: IceLlama) -> list[np.ndarray]:
 
 def test_logits_are_those_of_everything_in_memory(tiny_model, open_ice):
     path = tiny_model(SPEC)
-    exact = CacheConfig(**BUDGET, ram_limit=LIMIT, unread_mass=0)
+    exact = CacheConfig(**BUDGET, ram_limit=LIMIT, unread=0)
     with_limit = open_ice(path, N_CTX, N_BATCH, cache=exact)
     without = open_ice(path, N_CTX, N_BATCH, cache=CacheConfig(**BUDGET))
     held = []

@@ -303,6 +303,8 @@ def expect(found, page_spread, space):
     """
     for g in range(found.shape[0]):
         unit = UNKNOWN * largest(space.unit_spread[g], np.int64(0), space.unit_spread.shape[1])
+        if not unit < np.inf:  # of a NaN query
+            continue
         for i in range(found.shape[1]):
             if found[g, i] < 0:
                 break

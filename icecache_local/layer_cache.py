@@ -22,6 +22,7 @@ from .stats import Counters
 if TYPE_CHECKING:
     from .sessions.page_file import PageFile
 
+
 class LayerCache:
     """K and V of every token of one layer, and the choice of those that are resident.
 

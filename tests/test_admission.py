@@ -36,7 +36,8 @@ class Step:
         self.found = np.full((heads, self.n + 3), -1, np.int32)
         for row in self.found:
             row[: self.n] = rng.permutation(leaves)[: self.n]
-        self.log_weights = (spread * rng.standard_normal((heads, self.n + 9)) - 4).astype(np.float32)
+        log_weights = spread * rng.standard_normal((heads, self.n + 9)) - 4
+        self.log_weights = log_weights.astype(np.float32)
         self.q = rng.standard_normal((SHAPE.n_heads, SHAPE.head_dim_k)).astype(np.float32) / 8
         self.log_mass = rng.normal(6, 1, SHAPE.n_heads).astype(np.float32)
         self.slot_of = np.zeros((heads, N_PAGES * PAGE), np.int32)

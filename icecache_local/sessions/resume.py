@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -114,7 +113,7 @@ def load(llm: IceLlama, snapshot: Snapshot, session: Session | None = None) -> N
             n_carriers = min(kv.config.budget - 2, (session or snapshot).n_tokens - 1)
         layers = kv.new_layers(n_carriers)
         with ThreadPoolExecutor(LOADERS) as pool:
-            list(pool.map(partial(snapshot.load_layer, lazy=True), *zip(*layers.items())))
+            list(pool.map(lambda item: snapshot.load_layer(*item, lazy=True), layers.items()))
         tokens, layout = _latest(snapshot, session, layers)
         if not same_budget:
             layout = Layout(np.arange(n_carriers + 1, dtype=np.int32), 1)

@@ -36,7 +36,7 @@ def _warn_if_open(host: str, what: str) -> None:
     "--chats", type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
     help="Folder in which chats are kept; by default your data folder.",
 )  # fmt: skip
-@options("n_ctx", "budget")
+@options("library", "library_size", "n_ctx", "budget")
 @host_option
 @click.option("--port", type=click.IntRange(1, 65535), help="By default the first free from 7860.")
 @click.option("--no-browser", is_flag=True, help="Only print the address.")
@@ -44,6 +44,8 @@ def ui(
     model: str | None,
     folders: tuple[Path, ...],
     chats: Path | None,
+    library: str | None,
+    library_size: float,
     n_ctx: int | None,
     budget: int,
     host: str,
@@ -59,6 +61,8 @@ def ui(
         model=model,
         folders=list(folders),
         chats=chats,
+        library=library and Path(library),
+        library_bytes=int(library_size * 2**30),
         n_ctx=n_ctx,
         budget=budget,
         host=host,

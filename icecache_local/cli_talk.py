@@ -148,7 +148,8 @@ def open_talk(chosen: TalkOptions, question: str, room: int) -> Iterator[Talk]:
             keeper.llm = llm
         if library and not begun.stored and conversation.documents:
             try:
-                read(llm, conversation.shared_tokens(llm), library, keeper.warn)
+                names = ", ".join(document.name for document in conversation.documents)
+                read(llm, conversation.shared_tokens(llm), library, keeper.warn, names)
             except KeyboardInterrupt:
                 bar.close()
                 raise

@@ -85,8 +85,7 @@ class Reprefill:
         """Pages of a layer that hold the positions which the latest scoring chose; as `choose`."""
         leaves = leaves_of(cache)
         masses = [
-            self._mass[cache.pages.ids[g, pages]].sum(axis=1)
-            for g, (pages, _) in enumerate(leaves)
+            self._mass[cache.pages.ids[g, pages]].sum(axis=1) for g, (pages, _) in enumerate(leaves)
         ]
         return self._best(leaves, masses)
 

@@ -80,9 +80,10 @@ def read_json(path: Path) -> dict:
         raise SessionDamagedError(f"{path} is cut short; {ADVICE}.")
     magic, version, zero, n_bytes, checksum = _FRAME.unpack_from(data)
     payload = data[_FRAME.size :]
-    if magic == MAGIC and version > VERSION:
+    if magic == MAGIC and zero == 0 and version != VERSION and 0 < version < 1 << 16:
+        advice = "update it" if version > VERSION else ADVICE
         raise SessionDamagedError(
-            f"{path} has format version {version}, this program knows up to {VERSION}: update it."
+            f"{path} has format version {version}, this program knows {VERSION}: {advice}."
         )
     sound = magic == MAGIC and zero == 0 and version == VERSION and n_bytes == len(payload)
     if not sound or checksum != xxh3_64_intdigest(payload):

@@ -15,6 +15,7 @@ from .device.host import HostDevice
 from .disk_tier import DiskTier
 from .host_pages import HostPages
 from .mdci import MDCIndex
+from .memory import is_begin
 from .replacement import credit
 from .selection import Selector
 from .slots import SlotTable
@@ -385,11 +386,17 @@ class LayerCache:
             "rows": self.pages.kv[:, : self._n_copies],
         } | {f"index.{name}": array for name, array in self.index.arrays().items()}
 
+    def tables_in_place(self) -> dict[str, np.ndarray]:
+        """Those arrays of `table_limits` of which `load_tables` takes a filled view as it is."""
+        small = ("n_pages", "tail", "token_in", "rows", "index.n_pages", "index.meta")
+        return {name: a for name, a in self.table_limits().items() if name not in small}
+
     def load_tables(self, tables: dict[str, np.ndarray]) -> None:
         """Take over the arrays of `tables`; the cache must be new, and K and V are not touched."""
         used = tables["ids"].shape[1]
-        self.pages.ids[:, :used] = tables["ids"]
-        self.pages.fill[:, :used] = tables["fill"]
+        for target, array in ((self.pages.ids, tables["ids"]), (self.pages.fill, tables["fill"])):
+            if not is_begin(target, array):
+                target[:, :used] = array
         self.pages.n_pages[:] = tables["n_pages"]
         self.n_tokens, self.tail_start, self.ring_row = tables["tail"].tolist()
         self.slots.load(tables["token_in"])

@@ -256,6 +256,33 @@ def decoding(bench: Bench) -> Iterator[Row]:
         yield f"decode, memory for 25%, {name}", ms, note
 
 
+def saving(bench: Bench) -> Iterator[Row]:
+    """Decode in turns, with and without a session that is saved after each."""
+    llm = bench.llm
+    turns: dict[bool, list[float]] = {False: [], True: []}
+    saves = []
+    for i in range(2 * N_CHATS):
+        is_saved = i % 2 == 1
+        bench.open_whole()
+        if is_saved:
+            llm.start_session(bench.folder / f"growing-{i}")
+            llm.save_session(notes={})
+        bench.ms_per_token(N_WARM)
+        for _ in range(N_TURNS):
+            start = time.perf_counter()
+            bench.ms_per_token(N_TURN)
+            turns[is_saved].append(time.perf_counter() - start)
+            if is_saved:
+                llm.save_session(notes={"turns": [["question", "answer"]]})
+                saves.append(time.perf_counter() - start - turns[is_saved][-1])
+        if is_saved:
+            llm.close_session()
+    without, turn, save = (1000 * float(np.median(t)) for t in (turns[False], turns[True], saves))
+    yield f"turn of {N_TURN} tokens, no session", without, "ms"
+    yield f"turn of {N_TURN} tokens, with a session", turn, "ms"
+    yield "saving it", save, f"ms; {100 * save / without:.1f}% of the turn without"
+
+
 PARTS = {
     "questions": questions,
     "amplification": amplification,

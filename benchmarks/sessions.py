@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -41,6 +42,7 @@ N_QUESTION = 32  # tokens
 N_RIVAL_QUESTIONS = 8
 N_WARM, N_DECODE = 32, 64
 N_CHATS, N_TURNS, N_TURN = 3, 6, 128  # chats of each kind, their turns, tokens of a turn
+UNREAD = 0, CacheConfig(ram_limit=1).most_unread  # exact, and the default with a limit
 Row = tuple[str, float, str]
 
 
@@ -74,9 +76,12 @@ class Bench:
         rng = np.random.default_rng(5)
         self.questions = rng.integers(0, 4096, (N_RIVAL_QUESTIONS, N_QUESTION)).tolist()
 
-    def open(self, by_attention: bool = True, limit: int | None = None) -> float:
+    def open(
+        self, by_attention: bool = False, limit: int | None = None, unread: float = 0
+    ) -> float:
         """Reopen the sequence; seconds."""
         llm = self.llm
+        llm._kv.config = replace(llm._kv.config, unread=unread)
         llm.reset()
         drop(self.folder)
         start = time.perf_counter()
@@ -132,11 +137,13 @@ def reopening(bench: Bench, stock: llama_cpp.Llama) -> Iterator[Row]:
     tokens = (llama_cpp.llama_token * bench.n)()
     if not llama_cpp.llama_state_save_file(stock.ctx, path.encode(), tokens, bench.n):
         raise RuntimeError("llama.cpp could not save its state.")
-    times: dict[str, list[float]] = {"ours": [], "llama.cpp": []}
+    times: dict[object, list[float]] = {unread: [] for unread in (*UNREAD, "llama.cpp")}
+    n_read = {}
     for _ in range(4):  # the first round warms up
-        seconds = bench.open()
-        times["ours"].append(seconds + bench.ms_per_token(1) / 1000)
-        n_read = bench.read_bytes
+        for unread in UNREAD:
+            seconds = bench.open(unread=unread)
+            times[unread].append(seconds + bench.ms_per_token(1) / 1000)
+            n_read[unread] = bench.read_bytes
         drop(bench.folder)
         count = ctypes.c_size_t()
         start = time.perf_counter()
@@ -147,9 +154,11 @@ def reopening(bench: Bench, stock: llama_cpp.Llama) -> Iterator[Row]:
         stock.n_tokens = bench.n
         stock.eval([1])
         times["llama.cpp"].append(time.perf_counter() - start)
-    ours, theirs = (float(np.median(t[1:])) for t in times.values())
-    yield "reopen to first token, ours", ours, f"s; read {format_bytes(n_read)} of pages"
-    yield "llama.cpp's state file to first token", theirs, f"s; {theirs / ours:.1f}x"
+    *ours, theirs = (float(np.median(t[1:])) for t in times.values())
+    yield "llama.cpp's state file to first token", theirs, "s"
+    for unread, seconds in zip(UNREAD, ours, strict=True):
+        note = f"s; {theirs / seconds:.1f}x, {format_bytes(n_read[unread])} of pages read"
+        yield f"reopen to first token, ours, unread = {unread}", seconds, note
 
 
 def questions(bench: Bench) -> Iterator[Row]:
@@ -228,18 +237,22 @@ def rivals(bench: Bench, share: float = 0.25) -> Iterator[Row]:
 
 def decoding(bench: Bench) -> Iterator[Row]:
     """Decode with memory for a quarter of the pages."""
-    bench.open_whole()
+    bench.open()
+    bench.llm._kv._budget.begin(0, reading=True)
+    for tier in bench.llm._kv._budget.tiers:
+        tier.fetch_all()
     bench.ms_per_token(N_WARM)
     free = bench.ms_per_token(N_DECODE)
     yield "decode, all pages in memory", free, "ms per token"
     limit = bench.nbytes // 4
-    for name, by_attention in (("S = I x F", True), ("LRU", False)):
-        bench.open(by_attention, limit)
+    for unread, by_attention in ((0, False), (UNREAD[1], False), (UNREAD[1], True)):
+        bench.open(by_attention, limit, unread)
         bench.ms_per_token(N_WARM)
         before = bench.read_bytes
         ms = bench.ms_per_token(N_DECODE)
         n_read = (bench.read_bytes - before) / N_DECODE
-        note = f"ms per token; {ms / free:.2f}x, {format_bytes(int(n_read))} read per token"
+        name = f"unread = {unread}, {'S = I x F' if by_attention else 'LRU'}"
+        note = f"ms per token; {ms / free:.1f}x, {format_bytes(int(n_read))} read per token"
         yield f"decode, memory for 25%, {name}", ms, note
 
 
@@ -297,15 +310,20 @@ def reference(
             fill_stock(stock, bench.n, 4, 2 * 64, np.random.default_rng(0))
             rows = list(reopening(bench, stock))
         yield from rows
-        yield "reading against reopening", seconds / rows[0][1], "x"
-        for share in (None, 0.1):
+        yield "reading against reopening, unread = 0", seconds / rows[1][1], "x"
+        unread = UNREAD[1]
+        for name, share, options in (
+            ("exact", None, {}),
+            ("10%", 0.1, {}),
+            (f"exact, memory for 25%, unread = {unread}", None, {"unread": unread}),
+        ):
             bench.select(share)
-            right = 0
+            right, limit = 0, bench.nbytes // 4 if options else None
             for fact in facts:
-                bench.open()
+                bench.open(limit=limit, **options)
                 right += answer(llm, text, fact.name) == fact.code
-            name = "exact" if share is None else f"{share:.0%}"
             yield f"right answers of {len(facts)}, {name}", right, ""
+        bench.select(None)
         bench.questions = [tokenize(llm, embedded.ask(embedded.question(f.name))) for f in facts]
         for part in parts:
             yield from PARTS[part](bench)

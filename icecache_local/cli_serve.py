@@ -73,7 +73,7 @@ def ui(
 
 
 @click.command(epilog=example("icecache-local serve --model model.gguf --n-ctx 65536"))
-@options("model", "n_ctx", "budget", "sink", "window", "ram_limit", "threads")
+@options("model", "n_ctx", "budget", "sink", "window", "ram_limit", "unread", "threads")
 @host_option
 @click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)
 @click.option("--api-key", envvar="ICECACHE_API_KEY", help="What clients must send.")
@@ -84,6 +84,7 @@ def serve(
     sink: int | None,
     window: int | None,
     ram_limit: int | None,
+    unread: float | None,
     threads: int | None,
     host: str,
     port: int,
@@ -93,7 +94,7 @@ def serve(
     from .serve import embedded_chat_handler
     from .serve import serve as run
 
-    config = cache_config(budget, sink, window, ram_limit)
+    config = cache_config(budget, sink, window, ram_limit, unread)
     path = Path(model) if model else embedded.model_path()
     info = read_model_info(path)
     n_ctx = n_ctx or min(info.n_ctx_train or MOST_N_CTX, largest_n_ctx(info, config), MOST_N_CTX)

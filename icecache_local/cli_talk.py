@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from .llama import IceLlama
 
 CHAT_ROOM = 8192  # tokens a chat may still take when --n-ctx is not given
-TALK = ("model", "file", "n_ctx", "budget", "sink", "window", "ram_limit", "threads", "seed")
-TALK += ("temperature", "max_tokens", "session", "library", "library_size", "as_json")
+TALK = ("model", "file", "n_ctx", "budget", "sink", "window", "ram_limit", "unread", "threads")
+TALK += ("seed", "temperature", "max_tokens", "session", "library", "library_size", "as_json")
 
 
 @click.command(

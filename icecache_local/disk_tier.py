@@ -80,6 +80,7 @@ class DiskTier:
         self.share: int | None = None
         self.read_bytes = self.written_bytes = 0
         self.failed = False
+        self.n_copies = 0  # pages of copies in memory, see `LayerCache`
         self.clock = 1
         self._memory = pages.arena.block_of(pages.kv)
         self._rows = pages.kv.reshape(heads * capacity, width).view(np.uint8)
@@ -228,7 +229,7 @@ class DiskTier:
         pages = self.pages
         first_block = -(-self.first_page // pages.per_block)
         held = held_blocks(pages.state, pages.n_pages, pages.per_block, first_block)
-        return held * pages.per_block * pages.page_bytes
+        return (held * pages.per_block + self.n_copies) * pages.page_bytes
 
     @property
     def nbytes_absent(self) -> int:

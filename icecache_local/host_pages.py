@@ -87,15 +87,20 @@ class HostPages:
         return self.kv[head, numbers]
 
     def fill_from(self, file: PageFile, last: int | None = None) -> None:
-        """Read the pages of a stored layer, or those before `last`; the page table stays.
+        """Read the pages of a stored layer; the page table is in place and stays.
+
+        With `last`, only those before `last` that hold anything.
 
         Raises
         ------
         SessionDamagedError
         """
-        last = file.n_pages if last is None else min(last, file.n_pages)
-        for head, pages in enumerate(self.kv[:, :last]):
-            file.read(file.records(head, np.arange(last)), pages)
+        if last is None:
+            heads, pages = np.divmod(np.arange(len(self.kv) * file.n_pages), file.n_pages)
+        else:
+            heads, pages = np.nonzero(self.fill[:, : min(last, file.n_pages)])
+        rows = self.kv.reshape(-1, self.kv.shape[2])
+        file.read(file.records(heads, pages), rows, heads * self.capacity + pages)
 
     def clear(self) -> None:
         """Forget everything and return the memory to the OS."""

@@ -533,6 +533,8 @@ class KVCache:
         if self._moved_cell is not None:  # the slots' cells will be rotated
             for cache in self._layers.values():
                 cache.slots.clear()
+        else:  # the next step would do it, and what has no cell need not be restored
+            self._drop_real(max(self.config.budget - self._n_carriers - 1, self.n_swa))
         cells = np.concatenate([self._cell_of[: self._n_carriers], self._real_cells])
         return _ranks(cells), len(self._real_cells)
 
@@ -582,7 +584,8 @@ class KVCache:
     @property
     def _settings(self) -> tuple[object, ...]:
         shapes = [self.shape_of(i) for i in self._devices]
-        config = replace(self.config, ram_limit=None, selective=None)  # no matter to a state
+        no_matter = {"ram_limit": None, "unread": None, "selective": None}
+        config = replace(self.config, **no_matter)
         return (config, self.n_ctx, self.n_batch, shapes)
 
     @property

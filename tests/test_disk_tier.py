@@ -15,7 +15,7 @@ from icecache_local.disk_tier import DiskTier
 from icecache_local.errors import DiskTierError
 from icecache_local.host_pages import ABSENT, WRITTEN, HostPages
 
-LIMITED = replace(CONFIG, ram_limit=1)
+LIMITED = replace(CONFIG, ram_limit=1, unread=0)
 
 
 def _tiered(n_heads: int, dims: tuple[int, int], n_pages: int, rng) -> tuple[HostPages, np.ndarray]:
@@ -166,6 +166,24 @@ def test_a_layer_on_the_disk_does_what_one_in_memory_does(steps, seed):
                 mine = a.pages.some(g, np.array([page]))[0, rows]
                 assert np.array_equal(mine, b.pages.kv[g, page, rows])
     ours.check()
+
+
+@settings(deadline=None, max_examples=10)
+@given(STEPS, st.integers(0, 2**31), st.sampled_from([0.001, 0.5]))
+def test_whatever_is_not_read_the_cells_hold_what_the_slots_say(steps, seed, unread):
+    sequence = Sequence(seed, replace(LIMITED, unread=unread))
+    tier = sequence.cache.pages.tier
+    least = sequence.cache.first_leaf * SHAPE.n_kv_heads * sequence.cache.pages.page_bytes
+    for action, n in steps:
+        tier.trim(least + (n % 9) * _block_bytes(sequence.cache.pages))
+        if action == "read":
+            sequence.append(n)
+        elif action == "truncate":
+            sequence.truncate(max(N_CARRIERS + 1, len(sequence.k) - n * 5))
+        else:
+            for _ in range(n // 8 + 1):
+                sequence.decode()
+    sequence.check()
 
 
 def test_a_full_disk_gives_one_sentence_and_marks_the_tier(rng, monkeypatch):

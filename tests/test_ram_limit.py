@@ -40,7 +40,8 @@ def _history(llm: IceLlama) -> list[np.ndarray]:
 
 def test_logits_are_those_of_everything_in_memory(tiny_model, open_ice):
     path = tiny_model(SPEC)
-    with_limit = open_ice(path, N_CTX, N_BATCH, cache=CacheConfig(**BUDGET, ram_limit=LIMIT))
+    exact = CacheConfig(**BUDGET, ram_limit=LIMIT, unread=0)
+    with_limit = open_ice(path, N_CTX, N_BATCH, cache=exact)
     without = open_ice(path, N_CTX, N_BATCH, cache=CacheConfig(**BUDGET))
     held = []
     for ours, expected in zip(_watch(with_limit, held), _history(without), strict=True):

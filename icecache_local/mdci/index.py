@@ -6,13 +6,13 @@ import numpy as np
 
 from ..config import PAGE, CacheConfig
 from ..host_pages import HostPages
-from ..memory import Arena
+from ..memory import Arena, is_begin
 from .errors import IndexInputError, NonFiniteKeyError
 from .integrity import check_forest
 from .kernels import DONE, KEEP_ALL, STAGE, change_all, first_non_finite, query_all
 from .layout import FAN_OUT, HEIGHT, N_KEYS, N_NODES, NODE_SIZE, ROOT, THIN, Forest
 from .order import list_leaves
-from .sketch import space_for
+from .sketch import expect, space_for
 
 FIELD_OF_VIEW = 64  # nodes kept per level, at least
 _EMPTY = (-1, 0, 0, -1, 0, 0)  # Forest.meta of a tree without nodes
@@ -111,6 +111,21 @@ class MDCIndex:
         float32 [H], the same array at every call.
         """
         return self._answer[1].reshape(-1)
+
+    def log_weights(self) -> np.ndarray:
+        """Logarithm of the softmax weight to be expected of each candidate of the last query.
+
+        To be called once after it, before another query of this thread.
+
+        Returns
+        -------
+        float32 array [G, at least C]
+            The largest over the group. Overwritten by the next query, of whatever layer.
+        """
+        heads = len(self._forest.meta)
+        space = space_for(heads, self.group, self.dim, self._looked_at, self.pages.capacity)
+        expect(self._answer[0], self._forest.page_spread, space)
+        return space.values
 
     @property
     def n_tokens(self) -> int:
@@ -328,6 +343,8 @@ class MDCIndex:
     def load_state(self, state: dict[str, np.ndarray]) -> None:
         """Take over what `state` returned; the pages must hold what they held then.
 
+        Arrays that are views of `arrays()` have been filled in already, in a new index.
+
         Raises
         ------
         IndexInputError
@@ -342,8 +359,10 @@ class MDCIndex:
                     f"state['{name}'] is {array.dtype} {list(array.shape)}; this index holds "
                     f"{target.dtype} {list(target.shape)}."
                 )
-        self._arena.release()
-        for name, array in state.items():
+        old = {name: a for name, a in state.items() if not is_begin(getattr(forest, name), a)}
+        if len(old) == len(state):
+            self._arena.release()
+        for name, array in old.items():
             target = getattr(forest, name)
             target[tuple(slice(n) for n in array.shape)] = array
 

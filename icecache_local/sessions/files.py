@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from xxhash import xxh3_64_intdigest
+from xxhash import xxh3_64, xxh3_64_intdigest
 
 from ..errors import SessionDamagedError, SessionError
 
@@ -174,7 +174,13 @@ class Tables:
         """All names, in the order of the file."""
         return list(self._places)
 
-    def read(self, name: str, dtype: type | np.dtype, most: tuple[int, ...]) -> np.ndarray:
+    def read(
+        self,
+        name: str,
+        dtype: type | np.dtype,
+        most: tuple[int, ...],
+        into: np.ndarray | None = None,
+    ) -> np.ndarray:
         """Read an array that is of the expected kind.
 
         Parameters
@@ -183,10 +189,14 @@ class Tables:
         dtype : dtype
         most : tuple of int
             Its shape may be no larger in any dimension.
+        into : array of shape `most`, optional
+            Where it is read to: the first elements of each dimension, of which only the first may
+            have gaps.
 
         Returns
         -------
         array
+            A new one, or a view of `into`.
 
         Raises
         ------
@@ -198,13 +208,20 @@ class Tables:
             raise self._damaged
         if any(n > limit for n, limit in zip(shape, most, strict=True)):
             raise self._damaged
-        array = np.zeros(shape, found)
-        data = array.reshape(-1).view(np.uint8)
+        if into is None:
+            array = np.zeros(shape, found)
+            rows = [array.reshape(-1).view(np.uint8)]
+        else:
+            array = into[tuple(slice(n) for n in shape)]
+            rows = [row.reshape(-1).view(np.uint8) for row in array]
+        rows, digest = [row for row in rows if len(row)], xxh3_64()
         try:
-            got = os.preadv(self._fd, [data], offset) if len(data) else 0
+            got = os.preadv(self._fd, rows, offset) if rows else 0
         except OSError as error:
             raise SessionDamagedError(f"{self._path}: {error.strerror}; {ADVICE}.") from None
-        if got != len(data) or f"{xxh3_64_intdigest(data):016x}" != checksum:
+        for row in rows:
+            digest.update(row)
+        if got != array.nbytes or f"{digest.intdigest():016x}" != checksum:
             raise self._damaged
         return array
 

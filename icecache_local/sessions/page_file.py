@@ -85,15 +85,17 @@ class PageFile:
         """Record numbers of pages; int64 [n]."""
         return heads * np.int64(self.n_pages) + self.place[heads, pages]
 
-    def read(self, numbers: np.ndarray, out: np.ndarray) -> None:
+    def read(self, numbers: np.ndarray, out: np.ndarray, at: np.ndarray | None = None) -> None:
         """Read records in parallel and compare their checksums.
 
         Parameters
         ----------
         numbers : int64 array [n]
             Record numbers, in any order; neighbours are read at once.
-        out : array [n, page_bytes / itemsize]
-            Filled with the pages; each row must be contiguous.
+        out : array [m, page_bytes / itemsize]
+            Receives the pages; each row must be contiguous.
+        at : int64 array [n], optional
+            Row of `out` for each page; by default the first to row 0, and so on.
 
         Raises
         ------
@@ -101,12 +103,13 @@ class PageFile:
             A page's bytes are not those that were written, or the disk failed.
         """
         rows = out.view(np.uint8)
-        if rows.shape != (len(numbers), self.page_bytes):
+        at = np.arange(len(rows)) if at is None else at
+        if rows.shape[1] != self.page_bytes or len(at) != len(numbers):
             raise ValueError(
-                f"out holds {list(rows.shape)} bytes, not [{len(numbers)}, {self.page_bytes}]"
+                f"{len(numbers)} pages of {self.page_bytes} bytes do not fit in {list(rows.shape)}"
             )
         order = np.argsort(numbers)
-        numbers = numbers[order]
+        numbers, order = numbers[order], at[order]
         list(_pool().map(lambda run: self._read_run(numbers, rows, order, *run),
                          self._runs(numbers)))  # fmt: skip
 

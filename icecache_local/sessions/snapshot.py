@@ -232,12 +232,14 @@ class Snapshot:
         ------
         SessionDamagedError
         """
-        tables = {}
+        tables, in_place = {}, cache.tables_in_place()
         for name, limit in cache.table_limits().items():
-            if name == "token_in" and cache.config.budget != self.settings.cache.budget:
+            is_of_slots = name in ("token_in", "rows")
+            if is_of_slots and cache.config.budget != self.settings.cache.budget:
                 tables[name] = np.zeros_like(limit)
             else:
-                tables[name] = self.tables.read(f"{layer}.{name}", limit.dtype, limit.shape)
+                into = in_place.get(name)
+                tables[name] = self.tables.read(f"{layer}.{name}", limit.dtype, limit.shape, into)
         if not check_layer(cache, tables, self.n_tokens, self._n_pages[layer]):
             raise self._damaged
         cache.load_tables(tables)

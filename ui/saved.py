@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,27 +80,26 @@ class SavedPanel:
     def _name(self, chat: Chat) -> str:
         """Propose a name for a chat."""
         names = [self.store.document(key).name for key in chat.documents[:1]]
-        return Path(names[0]).stem if names else file_name(chat).removesuffix(".json")
+        name = Path(names[0]).stem if names else file_name(chat).removesuffix(".json")
+        return re.sub(r"[^\w. -]", "-", name)[:100]
 
     # -- saving and opening ----------------------------------------------------------------------
 
     def save(self, request: gr.Request, name: str, key: str) -> Iterator[Updates]:
         """Save a chat with what the model has read for it."""
-        chat, message = self.store.get(key), ""
+        chat, message, engine = self.store.get(key), "", self.engine
         try:
             path = session_folder(_plain(name))
-            conversation = self.store.conversation(chat, len(chat.turns), self.engine.is_embedded)
-            model = (
-                None if self.engine.is_embedded or not self.engine.info else (self.engine.info.path)
-            )
-            events = self.engine.save_session(
-                request.session_hash, conversation, path, to_notes(conversation, model)
-            )
+            conversation = self.store.conversation(chat, len(chat.turns), engine.is_embedded)
+            model = engine.info.path if engine.info and not engine.is_embedded else None
+            notes = to_notes(conversation, model)
+            _refuse_another(path, notes)
+            events = engine.save_session(request.session_hash, conversation, path, notes)
             saved = render.notice(f"Saved as {path.name}.", "info")
             yield from self.page.follow(events, saved)
         except IceCacheError as error:
             message = render.notice(sentence(error))
-        yield self.show(f"{CHAT}:{name}", key) | ({"notice": message} if message else {})
+        yield self.show(f"{CHAT}:{name.strip()}", key) | ({"notice": message} if message else {})
 
     def open(self, chosen: str | None) -> Iterator[Updates]:
         """Load the model of a saved chat and go on in it."""
@@ -166,6 +166,21 @@ class SavedPanel:
         except SessionError as error:
             message = str(error)
         return {**self.show(), "notice": render.notice(message)}
+
+
+def _refuse_another(path: Path, notes: dict) -> None:
+    """Refuse to replace a session by a chat that it does not look like.
+
+    Raises
+    ------
+    SessionError
+    """
+    if path.name not in {found.name for found in all_sessions()}:
+        return
+    stored = describe(path).notes
+    begins = [part.get("turns", [])[:1] for part in (stored, notes)]
+    if stored.get("documents") != notes["documents"] or (begins[0] and begins[0] != begins[1]):
+        raise SessionError(f"{path.name} holds another chat: choose another name, or delete it.")
 
 
 def _plain(name: str) -> str:

@@ -42,7 +42,7 @@ class Entry:
     n_uses: int
     used_at: float
     read_s: float
-    title: str
+    title: str = ""
 
     def value(self, now: float) -> float:
         """Seconds of reading saved per byte and second, if it is used on as it was so far."""

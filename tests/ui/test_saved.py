@@ -84,6 +84,18 @@ def test_a_chat_is_saved_listed_opened_and_deleted(page) -> None:
     assert run(panel.open("chat:my book"))["notice"].count("There is no session") == 1
 
 
+def test_another_chat_is_not_overwritten_and_the_same_one_is(page) -> None:
+    panel, chat = SavedPanel(page), begun(page)
+    run(panel.save(Request(), "book", chat.id))
+    chat.turns.append(Turn("What else?", "Nothing."))
+    assert "Saved as" in run(panel.save(Request(), "book", chat.id))["notice"]
+    other = page.store.new(like=chat)
+    other.turns = [Turn("Who slept there?", "Nobody.")]
+    page.store.save(other)
+    assert "holds another chat" in run(panel.save(Request(), "book", other.id))["notice"]
+    assert run(panel.open("chat:book"))["chatbot"] == chat.messages()
+
+
 def test_opening_a_chat_that_is_there_makes_no_second_one(page) -> None:
     panel, chat = SavedPanel(page), begun(page)
     run(panel.save(Request(), "book", chat.id))

@@ -66,9 +66,7 @@ def _watch(llm: IceLlama, held: list[int]) -> list[np.ndarray]:
 
 
 def test_a_lost_page_ends_the_sequence_with_one_sentence(tiny_model, open_ice):
-    llm = open_ice(
-        tiny_model(SPEC), N_CTX, N_BATCH, cache=CacheConfig(**BUDGET, ram_limit=LIMIT)
-    )
+    llm = open_ice(tiny_model(SPEC), N_CTX, N_BATCH, cache=CacheConfig(**BUDGET, ram_limit=LIMIT))
     tokens = np.random.default_rng(3).integers(0, SPEC.n_vocab, 2500).tolist()
     llm.eval(tokens)
     for tier in llm._kv._budget.tiers:

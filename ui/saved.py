@@ -47,7 +47,6 @@ class SavedPanel:
             "saved_cost": render.saved_cost(
                 (len(choices), n_bytes), (len(texts), n_text_bytes), self.engine.library is not None
             ),
-            "saved_sure": gr.update(visible=False),
             **({"saved_name": self._name(self.store.get(key))} if key else {}),
         }
 
@@ -99,7 +98,7 @@ class SavedPanel:
             yield from self.page.follow(events, saved)
         except IceCacheError as error:
             message = render.notice(sentence(error))
-        yield self.show(f"{CHAT}:{name.strip()}", key) | ({"notice": message} if message else {})
+        yield self.show(f"{CHAT}:{name.strip()}") | ({"notice": message} if message else {})
 
     def open(self, chosen: str | None) -> Iterator[Updates]:
         """Load the model of a saved chat and go on in it."""
@@ -165,7 +164,7 @@ class SavedPanel:
                 message = "Another program uses this text; try again later."
         except SessionError as error:
             message = str(error)
-        return {**self.show(), "notice": render.notice(message)}
+        return {**self.show(), **self.keep(), "notice": render.notice(message)}
 
 
 def _refuse_another(path: Path, notes: dict) -> None:

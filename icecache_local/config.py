@@ -8,6 +8,7 @@ from .errors import ConfigError
 
 PAGE = 16  # tokens per page: the granularity of the index, the host tier and the SSD
 CELL_ALIGN = 256  # llama.cpp pads the number of cells it attends to to a multiple of this
+DEVICES = ("auto", "host", "ggml")
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,9 @@ class CacheConfig:
     selective : float, optional
         Share of a reopened session's pages, 0.05 to 0.5, that a new question reads; the answer is
         then not exact. By default it reads all.
+    device : str
+        How llama.cpp's cells are reached: "host" in place, "ggml" through the functions of
+        llama.cpp's backends. By default ("auto") each layer's own memory decides.
     """
 
     budget: int = 256
@@ -42,6 +46,7 @@ class CacheConfig:
     seed: int = 0
     ram_limit: int | None = None
     selective: float | None = None
+    device: str = "auto"
 
     def __post_init__(self) -> None:
         """Fill in the defaults that depend on the budget, and check everything."""
@@ -65,6 +70,8 @@ class CacheConfig:
             raise ConfigError(f"ram_limit is {self.ram_limit} bytes; it must be positive.")
         if self.selective is not None and not 0.05 <= self.selective <= 0.5:
             raise ConfigError(f"selective is {self.selective}; it must lie between 0.05 and 0.5.")
+        if self.device not in DEVICES:
+            raise ConfigError(f"device is {self.device!r}; it must be one of {', '.join(DEVICES)}.")
 
     def n_cells(self, n_batch: int, n_swa: int = 0) -> int:
         """Cells of llama.cpp's own cache: budget + n_batch + n_swa, padded to `CELL_ALIGN`.

@@ -9,7 +9,7 @@ import numba
 import numpy as np
 
 from .config import PAGE, CacheConfig, ModelShape
-from .device.host import HostDevice
+from .device.base import Device
 from .disk_tier import DiskTier
 from .host_pages import HostPages
 from .mdci import MDCIndex
@@ -39,7 +39,7 @@ class LayerCache:
         llama.cpp's layer number.
     shape : ModelShape
     config : CacheConfig
-    device : HostDevice
+    device : Device
         The layer's cells.
     cells : int32 array [C]
         Cells of the carriers; the first `config.sink` hold the sink for ever.
@@ -56,7 +56,7 @@ class LayerCache:
         layer: int,
         shape: ModelShape,
         config: CacheConfig,
-        device: HostDevice,
+        device: Device,
         cells: np.ndarray,
         n_ctx: int,
         n_batch: int,
@@ -391,9 +391,9 @@ class LayerCache:
             slots = np.flatnonzero(self.slots.token_in[g])
             places = place_of[self.slots.token_in[g, slots]][None]
             k, v = self._rows(np.array([[g]]), places)
-            cells = self.slot_cells[slots]
-            assert np.array_equal(self.device.k[cells, g], k[:, 0]), f"head {g}: K in a wrong slot"
-            assert np.array_equal(self.device.v[cells, g], v[:, 0]), f"head {g}: V in a wrong slot"
+            k_cells, v_cells, i = self.device.rows(self.slot_cells[slots].astype(np.int64))
+            assert np.array_equal(k_cells[i, g], k[:, 0]), f"head {g}: K in a wrong slot"
+            assert np.array_equal(v_cells[i, g], v[:, 0]), f"head {g}: V in a wrong slot"
 
 
 @numba.njit(cache=True, nogil=True)

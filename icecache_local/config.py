@@ -8,7 +8,7 @@ from .errors import ConfigError
 
 PAGE = 16  # tokens per page: the granularity of the index, the host tier and the SSD
 CELL_ALIGN = 256  # llama.cpp pads the number of cells it attends to to a multiple of this
-DEVICES = ("auto", "host", "ggml")
+DEVICES = ("auto", "host", "ggml", "cuda")
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,11 @@ class CacheConfig:
         then not exact. By default it reads all.
     device : str
         How llama.cpp's cells are reached: "host" in place, "ggml" through the functions of
-        llama.cpp's backends. By default ("auto") each layer's own memory decides.
+        llama.cpp's backends, "cuda" through cupy. By default ("auto") each layer's own memory
+        decides.
+    stream_limit : int
+        Most bytes of GPU memory for the buffers through which the host tier streams while a
+        prompt is read; for "cuda" alone.
     """
 
     budget: int = 256
@@ -47,6 +51,7 @@ class CacheConfig:
     ram_limit: int | None = None
     selective: float | None = None
     device: str = "auto"
+    stream_limit: int = 256 << 20
 
     def __post_init__(self) -> None:
         """Fill in the defaults that depend on the budget, and check everything."""
@@ -72,6 +77,8 @@ class CacheConfig:
             raise ConfigError(f"selective is {self.selective}; it must lie between 0.05 and 0.5.")
         if self.device not in DEVICES:
             raise ConfigError(f"device is {self.device!r}; it must be one of {', '.join(DEVICES)}.")
+        if self.stream_limit < 1:
+            raise ConfigError(f"stream_limit is {self.stream_limit} bytes; it must be positive.")
 
     def n_cells(self, n_batch: int, n_swa: int = 0) -> int:
         """Cells of llama.cpp's own cache: budget + n_batch + n_swa, padded to `CELL_ALIGN`.

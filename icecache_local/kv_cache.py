@@ -569,8 +569,9 @@ class KVCache:
     @property
     def _settings(self) -> tuple[object, ...]:
         shapes = [self.shape_of(i) for i in self._devices]
-        # No matter to a state: where K and V lie, and how much of them is read.
-        config = replace(self.config, ram_limit=None, selective=None, device="auto")
+        config, default = self.config, CacheConfig()
+        for name in ("ram_limit", "selective", "device", "stream_limit"):  # no matter to a state
+            config = replace(config, **{name: getattr(default, name)})
         return (config, self.n_ctx, self.n_batch, shapes)
 
     @property

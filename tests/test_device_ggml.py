@@ -75,5 +75,5 @@ def test_a_step_takes_few_transfers(tiny_model, open_ice, rng, monkeypatch) -> N
 
 
 def test_unknown_device_is_refused() -> None:
-    with pytest.raises(ConfigError, match="must be one of auto, host, ggml"):
+    with pytest.raises(ConfigError, match="must be one of auto, host, ggml, cuda"):
         CacheConfig(device="gpu")

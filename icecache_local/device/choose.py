@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import re
 
 from .. import ggml
 from .._native import ffi
 from ..attention import Attention
 from ..config import CacheConfig
-from ..errors import ConfigError
+from ..errors import ConfigError, DeviceError, MissingExtraError
 from .base import Device
+from .cuda import CudaDevice, Transfers
+from .cupy_gpu import CupyGpu
 from .ggml import GgmlDevice
 from .host import HostDevice
 
@@ -38,31 +41,61 @@ def open_devices(
     ------
     ConfigError
         The kind that is asked for cannot reach a layer's cells.
+    MissingExtraError, DeviceError
+        "cuda" is asked for, and cupy is missing or finds no driver.
     """
     devices: dict[int, Device] = {}
     places: dict[tuple[str, str], list[int]] = {}
+    gpus: dict[str, Transfers | None] = {}  # by llama.cpp's name
     for number, layer in layers.items():
-        kind, memory = _kind(layer, config.device), _memory(layer)
-        places.setdefault((kind, memory), []).append(number)
-        devices[number] = {"host": HostDevice, "ggml": GgmlDevice}[kind](layer, attention)
+        memory, device = _memory(layer), None
+        if _is_cuda(layer) and config.device in ("auto", "cuda"):
+            if memory not in gpus:
+                gpus[memory] = _open_gpu(layer, config)
+            if gpus[memory] is not None:
+                device = CudaDevice(layer, gpus[memory])
+        if device is None:
+            device = _any_backend(layer, config.device, attention)
+        devices[number] = device
+        places.setdefault((type(device).__name__, memory), []).append(number)
     for (kind, memory), numbers in places.items():
-        logger.info("%d layers have their cells in %s; device: %s", len(numbers), memory, kind)
+        logger.info("%d layers have their cells in %s: %s", len(numbers), memory, kind)
     return devices
 
 
-def _kind(layer: ffi.CData, wanted: str) -> str:
-    on_host = all(
-        ggml.buffer_is_host(_number(buffer))
-        for buffer in (layer.k_buffer, layer.v_buffer, layer.q_buffer, layer.out_buffer)
-    )
-    if wanted == "auto":
-        return "host" if on_host else "ggml"
-    if wanted == "host" and not on_host:
+def _open_gpu(layer: ffi.CData, config: CacheConfig) -> Transfers | None:
+    """Open the GPU that holds a layer; None where cupy cannot and may be left out."""
+    try:
+        gpu = CupyGpu(int(ffi.cast("intptr_t", layer.k_cells)))
+    except (MissingExtraError, DeviceError) as error:
+        if config.device == "cuda":
+            raise
+        logger.warning("%s Until then the slower way is taken: device ggml.", error)
+        return None
+    return Transfers(gpu, config.stream_limit)
+
+
+def _any_backend(layer: ffi.CData, wanted: str, attention: Attention) -> Device:
+    """Open the cells of a layer in place, or through llama.cpp's backends."""
+    on_host = all(ggml.buffer_is_host(_number(buffer)) for buffer in _buffers(layer))
+    fitting = {"auto", "ggml", "host"} if on_host else {"auto", "ggml"}
+    if wanted not in fitting:
         raise ConfigError(
-            f'device is "host", but the cells of layer {layer.layer} lie in {_memory(layer)}: '
-            f"leave device out, or pass offload_kqv=False."
+            f'device is "{wanted}", but the cells of layer {layer.layer} lie in {_memory(layer)}: '
+            f"leave device out."
         )
-    return wanted
+    kind = HostDevice if on_host and wanted != "ggml" else GgmlDevice
+    return kind(layer, attention)
+
+
+def _is_cuda(layer: ffi.CData) -> bool:
+    """Whether cells, queries and output are in the memory of one NVIDIA GPU."""
+    names = {ggml.buffer_name(_number(buffer)) for buffer in _buffers(layer)}
+    return len(names) == 1 and re.fullmatch(rb"CUDA\d+", names.pop()) is not None
+
+
+def _buffers(layer: ffi.CData) -> tuple[ffi.CData, ...]:
+    return layer.k_buffer, layer.v_buffer, layer.q_buffer, layer.out_buffer
 
 
 def _memory(layer: ffi.CData) -> str:

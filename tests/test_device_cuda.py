@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from emulated_gpu import EmulatedGpu, build_kernels
 from test_exactness import (
     MAX_KLD_DECODE,
     SMALL,
@@ -31,18 +30,6 @@ N_CTX, N_BATCH = 2048, 64
 MAX_KLD_F16 = 1e-5  # queries and weights are rounded to f16
 KERNELS = Path(icecache_local.device.__file__).with_name("kernels.cu")
 ARCHITECTURES = ["sm_75", "sm_86", "sm_89", "sm_90", "sm_120"]
-
-
-@pytest.fixture(scope="module")
-def kernels(tmp_path_factory):
-    """The kernels, compiled for this processor."""
-    return build_kernels(tmp_path_factory.mktemp("kernels"))
-
-
-@pytest.fixture(params=[False, True], ids=["eager", "lazy"])
-def gpu(request, kernels) -> EmulatedGpu:
-    """A card on the CPU."""
-    return EmulatedGpu(kernels, request.param)
 
 
 class MovesOnly(CudaDevice):

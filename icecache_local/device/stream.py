@@ -67,7 +67,7 @@ class StreamedAttention:
         layer: ffi.CData,
         pages: HostPages,
         cells: np.ndarray,
-        fill: np.ndarray | None,
+        fill: np.ndarray | None = None,
     ) -> None:
         """Write the attention of one layer's new tokens to `layer.out`; see `Device.attend`.
 

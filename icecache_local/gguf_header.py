@@ -61,6 +61,7 @@ class _HeaderReader(GGUFReader):
         """Sum up the tensors' bytes and find where the last one ends."""
         self.tensor_bytes, self.data_end = 0, 0
         self.rows: dict[str, int] = {}
+        self.bytes_of: dict[str, int] = {}
         for field in fields:
             _, name, _, dims, raw_type, offset = field.parts
             block, size = GGML_QUANT_SIZES[GGMLQuantizationType(int(raw_type[0]))]
@@ -68,6 +69,7 @@ class _HeaderReader(GGUFReader):
             self.tensor_bytes += n_bytes
             self.data_end = max(self.data_end, start_offs + int(offset[0]) + n_bytes)
             self.rows[bytes(name).decode()] = int(dims[-1])
+            self.bytes_of[bytes(name).decode()] = n_bytes
 
 
 class Header:
@@ -80,6 +82,8 @@ class Header:
         Bytes of the tensors in this file.
     tensor_names : frozenset of str
         Names of the tensors in this file.
+    bytes_of : dict of str to int
+        Bytes of each tensor in this file.
     n_vocab : int
         Vocabulary size, 0 if neither tokenizer nor embedding matrix are in the file.
     """
@@ -88,6 +92,7 @@ class Header:
         self.path = path
         self.tensor_bytes = reader.tensor_bytes
         self.tensor_names = frozenset(reader.rows)
+        self.bytes_of = reader.bytes_of
         self._values = {
             name: field.contents()
             for name, field in reader.fields.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -239,11 +240,13 @@ class KVCache:
                 if self._budget is not None:
                     self._budget.leave(cache.pages.tier)
             return
+        start = time.perf_counter_ns()
         if owns:
             q, rows = device.newest(layer, cells)
             cache.append_rows(*rows)
         else:
             q = device.queries(layer)[0]
+        self.counters.add_stage("append", start)
         cache.load(q, layer.scale, self._real_from)
         if self.attribution is not None:
             self.attribution.add(cache.selector.tokens, cache.selector.weights)

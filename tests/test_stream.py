@@ -24,7 +24,9 @@ def error(problem, gpu, limit, seed=0) -> float:
     return np.abs(ours - expected).max() / np.abs(expected).max()
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     n_new=st.integers(1, 90),
     n_past=st.integers(0, 400),

@@ -25,7 +25,14 @@ class Device(ABC):
     DeviceError
         By every method: the device has failed or has no memory left. Host tier, index and page
         tables are as they were.
+
+    Attributes
+    ----------
+    in_place : bool
+        Kernels may write to the cells themselves, as `HostDevice.upload_arrays` has them.
     """
+
+    in_place = False
 
     @property
     @abstractmethod

@@ -31,6 +31,8 @@ class GgmlDevice(HostDevice):
         Exact attention on the CPU.
     """
 
+    in_place = False  # what is written to the copy has to be sent
+
     def __init__(self, layer: ffi.CData, attention: Attention) -> None:
         n, g = layer.n_cells, layer.n_kv_heads
         self._attention = attention

@@ -183,11 +183,9 @@ def read_model_info(path: str | Path) -> ModelInfo:
     if not isinstance(arch, str):
         raise ModelFileError(f"{path} names no architecture; it holds no model, download another.")
     _refuse_non_generators(path, arch, header)
-    bytes_of = dict(header.bytes_of)
-    for part in read_parts(header):
-        bytes_of |= part.bytes_of
+    sizes = [size for part in (header, *read_parts(header)) for size in part.bytes_of.items()]
     try:
-        return _model_info(path, arch, header, bytes_of)
+        return _model_info(path, arch, header, sizes)
     except (TypeError, ValueError, IndexError, ZeroDivisionError) as error:
         if isinstance(error, (ModelFileError, UnsupportedModelError)):
             raise
@@ -213,7 +211,7 @@ def _refuse_non_generators(path: Path, arch: str, header: Header) -> None:
         )
 
 
-def _model_info(path: Path, arch: str, header: Header, bytes_of: dict[str, int]) -> ModelInfo:
+def _model_info(path: Path, arch: str, header: Header, sizes: list[tuple[str, int]]) -> ModelInfo:
     """Assemble a ModelInfo from the header's key/value pairs."""
 
     def get(key: str, default: Any = None) -> Any:
@@ -247,8 +245,9 @@ def _model_info(path: Path, arch: str, header: Header, bytes_of: dict[str, int])
     n_ff = max(_per_layer(get("feed_forward_length", 0), n_layers))
     if used:
         n_ff = max(used * int(get("expert_feed_forward_length", n_ff)), 1)
+    weight_bytes = sum(n_bytes for _, n_bytes in sizes)
     n_vocab = header.n_vocab or int(get("vocab_size", 0))
-    if min(dim_k, dim_v, *kv_heads) < 0 or dim_k == 0 or not sum(bytes_of.values()):
+    if min(dim_k, dim_v, *kv_heads) < 0 or dim_k == 0 or weight_bytes == 0:
         raise ModelFileError(f"{path} is damaged: impossible sizes; download it again.")
     return ModelInfo(
         path=path,
@@ -268,8 +267,8 @@ def _model_info(path: Path, arch: str, header: Header, bytes_of: dict[str, int])
         n_vocab=n_vocab,
         n_experts_used=used,
         n_ctx_train=int(get("context_length", 0)),
-        weight_bytes=sum(bytes_of.values()),
-        block_bytes=_block_bytes(bytes_of, n_layers),
+        weight_bytes=weight_bytes,
+        block_bytes=_block_bytes(sizes, n_layers),
         is_mla=is_mla,
         is_recurrent=any(recurrent) or get("ssm.state_size") is not None,
         max_alibi_bias=float(get("attention.max_alibi_bias", 0.0)),
@@ -278,18 +277,19 @@ def _model_info(path: Path, arch: str, header: Header, bytes_of: dict[str, int])
     )
 
 
-def _block_bytes(bytes_of: dict[str, int], n_layers: int) -> tuple[int, ...]:
+def _block_bytes(sizes: list[tuple[str, int]], n_layers: int) -> tuple[int, ...]:
     """Bytes of each layer's tensors, then of the output's; a tied embedding is loaded twice."""
-    sizes = [0] * (n_layers + 1)
-    for name, n_bytes in bytes_of.items():
+    blocks, embedding, tied = [0] * (n_layers + 1), 0, True
+    for name, n_bytes in sizes:
         block = re.match(r"blk\.(\d+)\.", name)
         if block and int(block[1]) < n_layers:
-            sizes[int(block[1])] += n_bytes
+            blocks[int(block[1])] += n_bytes
         elif name.startswith("output"):
-            sizes[-1] += n_bytes
-    if "output.weight" not in bytes_of:
-        sizes[-1] += bytes_of.get("token_embd.weight", 0)
-    return tuple(sizes)
+            blocks[-1] += n_bytes
+            tied = tied and name != "output.weight"
+        elif name == "token_embd.weight":
+            embedding += n_bytes
+    return *blocks[:-1], blocks[-1] + (embedding if tied else 0)
 
 
 def _rope_border(get: Any, header: Header) -> int:

@@ -29,6 +29,7 @@ class TalkOptions:
     window: int | None
     ram_limit: int | None
     threads: int | None
+    n_gpu_layers: int
     seed: int | None
     temperature: float | None
     max_tokens: int

@@ -48,7 +48,7 @@ class CupyGpu:
                 self._module = cupy.RawModule(code=source, options=("-std=c++17",))
                 self._kernels: dict[str, object] = {}
                 self._cublas = _cublas()
-                self._handle = cupy.cuda.device.get_cublas_handle()
+                cupy.cuda.device.get_cublas_handle()  # fails here rather than in a prompt
         self._cupy = cupy
         self._factors = {x: np.array(x, np.float32) for x in (0.0, 1.0)}
 
@@ -99,10 +99,10 @@ class CupyGpu:
         batch: int,
     ) -> None:
         """Enqueue matrix products; see `Gpu.gemm`."""
-        self._cublas.setStream(self._handle, self._streams[COMPUTE].ptr)
+        handle = self._cupy.cuda.device.get_cublas_handle()  # one per thread; on our stream
         alpha, beta_at = self._factors[1.0].ctypes.data, self._factors[beta].ctypes.data
         self._cublas.gemmStridedBatchedEx(
-            *(self._handle, int(transpose_a), 0, *shape, alpha),
+            *(handle, int(transpose_a), 0, *shape, alpha),
             *(a[0], F16, *a[1:]),
             *(b[0], F16, *b[1:]),
             *(beta_at, c[0], F32, *c[1:]),

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from . import ggml
 from .config import CacheConfig
 from .errors import DeviceError, IceCacheError
 from .gguf_info import ModelInfo
 from .planner import N_UBATCH, compute_buffer_bytes, format_bytes
+
+if TYPE_CHECKING:
+    from .ggml import GpuMemory
+
+NO_GPU = ("base", "cpu", "blas")  # llama.cpp's backends that use none
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,21 @@ class VramPlan:
         return self.total <= self.free
 
 
+def gpus() -> list[GpuMemory]:
+    """GPUs that llama.cpp sees; it is not loaded where it was built without a backend for any."""
+    spec = find_spec("llama_cpp")
+    if spec is None or spec.origin is None:
+        return []
+    backends = (Path(spec.origin).parent / "lib").glob("*ggml-*")
+    names = {path.name.partition("ggml-")[2].partition(".")[0] for path in backends}
+    # A program may have registered one that is not among these.
+    if "llama_cpp" not in sys.modules and all(name.startswith(NO_GPU) for name in names):
+        return []
+    from . import ggml
+
+    return ggml.gpus()
+
+
 def plan_vram(info: ModelInfo, config: CacheConfig, n_gpu_layers: int) -> VramPlan:
     """Estimate what a model takes on the GPUs that llama.cpp sees.
 
@@ -73,7 +96,7 @@ def plan_vram(info: ModelInfo, config: CacheConfig, n_gpu_layers: int) -> VramPl
     -------
     VramPlan
     """
-    found, most = ggml.gpus(), info.n_layers + 1
+    found, most = gpus(), info.n_layers + 1
     n = most if n_gpu_layers < 0 else min(n_gpu_layers, most)
     free = sum(gpu.free for gpu in found)
     # Each GPU has buffers of its own.
@@ -93,7 +116,7 @@ def plan_vram(info: ModelInfo, config: CacheConfig, n_gpu_layers: int) -> VramPl
 
 def offloaded(n_gpu_layers: int) -> int:
     """Return `n_gpu_layers` where llama.cpp sees a GPU, and 0 where it will ignore them."""
-    return n_gpu_layers if ggml.gpus() else 0
+    return n_gpu_layers if gpus() else 0
 
 
 def check_vram(info: ModelInfo, config: CacheConfig, n_gpu_layers: int) -> None:
@@ -131,7 +154,7 @@ def loading(info: ModelInfo, n_gpu_layers: int) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        if n_gpu_layers == 0 or isinstance(error, IceCacheError) or not ggml.gpus():
+        if n_gpu_layers == 0 or isinstance(error, IceCacheError) or not gpus():
             raise
         raise DeviceError(
             f"llama.cpp could not load {info.name} with n_gpu_layers {n_gpu_layers} ({error}): "

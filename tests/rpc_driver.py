@@ -14,9 +14,10 @@ import rpc_backend
 from llama_cpp import Llama
 from test_exactness import MAX_KLD_PREFILL, SMALL, assert_same_top, draw, greedy, kld, last_logits
 
-from icecache_local import IceLlama, ggml
+from icecache_local import IceLlama
 from icecache_local.device.ggml import GgmlDevice
 from icecache_local.device.host import HostDevice
+from icecache_local.vram import gpus
 
 
 def history(llm: IceLlama, prompt: list[int], rng: np.random.Generator) -> np.ndarray:
@@ -43,8 +44,8 @@ def history(llm: IceLlama, prompt: list[int], rng: np.random.Generator) -> np.nd
 
 def main(path: str, n_gpu_layers: int, n_remote: int) -> None:
     """Compare; an AssertionError tells what differs."""
-    assert [gpu.name for gpu in ggml.gpus()] == ["RPC0"]
-    assert 0 < ggml.gpus()[0].free <= ggml.gpus()[0].total
+    (gpu,) = gpus()
+    assert gpu.name == "RPC0" and 0 < gpu.free <= gpu.total
     prompt = draw(np.random.default_rng(0), 700)
     options = {"n_ctx": 2048, "n_batch": 64, "n_threads": 1, "n_threads_batch": 1}
     options |= {"model_path": path, "verbose": False}

@@ -22,7 +22,7 @@ TYPES = {
 def build_kernels(folder: Path) -> ctypes.CDLL:
     """Compile kernels.cu for this processor."""
     library = folder / "kernels.so"
-    command = ["c++", "-std=c++17", "-O2", "-march=native", "-shared", "-fPIC", "-Wall", "-Werror"]
+    command = ["c++", "-std=c++17", "-O2", "-march=native", "-shared", "-fPIC", "-Wall"]
     subprocess.run([*command, HERE / "kernels_on_host.cpp", "-o", library], check=True)
     return ctypes.CDLL(str(library))
 

@@ -30,6 +30,7 @@ class TalkOptions:
     ram_limit: int | None
     unread: float | None
     threads: int | None
+    n_gpu_layers: int
     seed: int | None
     temperature: float | None
     max_tokens: int

@@ -132,6 +132,13 @@ SHARED = {
     "threads": click.option(
         "--threads", type=click.IntRange(min=1), help="CPU threads; by default all cores."
     ),
+    "n_gpu_layers": click.option(
+        "--n-gpu-layers",
+        type=click.IntRange(min=-1),
+        default=0,
+        show_default=True,
+        help="Layers on GPUs that llama.cpp was built for; -1 for all.",
+    ),
     "seed": click.option("--seed", type=click.IntRange(0, 2**32 - 2), help="Random by default."),
     "temperature": click.option(
         "--temperature",

@@ -73,7 +73,8 @@ def ui(
 
 
 @click.command(epilog=example("icecache-local serve --model model.gguf --n-ctx 65536"))
-@options("model", "n_ctx", "budget", "sink", "window", "ram_limit", "unread", "threads")
+@options("model", "n_ctx", "budget", "sink", "window")
+@options("ram_limit", "unread", "threads", "n_gpu_layers")
 @host_option
 @click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)
 @click.option("--api-key", envvar="ICECACHE_API_KEY", help="What clients must send.")
@@ -86,6 +87,7 @@ def serve(
     ram_limit: int | None,
     unread: float | None,
     threads: int | None,
+    n_gpu_layers: int,
     host: str,
     port: int,
     api_key: str | None,
@@ -98,7 +100,8 @@ def serve(
     path = Path(model) if model else embedded.model_path()
     info = read_model_info(path)
     n_ctx = n_ctx or min(info.n_ctx_train or MOST_N_CTX, largest_n_ctx(info, config), MOST_N_CTX)
-    with closing(open_model(path, n_ctx=n_ctx, cache=config, threads=threads)) as llm:
+    llm = open_model(path, n_ctx=n_ctx, cache=config, threads=threads, n_gpu_layers=n_gpu_layers)
+    with closing(llm):
         if not model:
             llm.chat_handler = embedded_chat_handler()
         _warn_if_open(host, "this model")

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 CHAT_ROOM = 8192  # tokens a chat may still take when --n-ctx is not given
 TALK = ("model", "file", "n_ctx", "budget", "sink", "window", "ram_limit", "unread", "threads")
-TALK += ("seed", "temperature", "max_tokens", "session", "library", "library_size", "as_json")
+TALK += ("n_gpu_layers", "seed", "temperature", "max_tokens")
+TALK += ("session", "library", "library_size", "as_json")
 
 
 @click.command(
@@ -137,6 +138,7 @@ def open_talk(chosen: TalkOptions, question: str, room: int) -> Iterator[Talk]:
         n_ctx=n_ctx,
         cache=begun.cache,
         threads=chosen.threads,
+        n_gpu_layers=chosen.n_gpu_layers,
         seed=chosen.seed,
         progress=progress,
         session=begun.folder if begun.stored else None,

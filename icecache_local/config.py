@@ -9,6 +9,7 @@ from .errors import ConfigError
 PAGE = 16  # tokens per page: the granularity of the index, the host tier and the SSD
 UNREAD = 0.01  # CacheConfig.unread where memory is limited
 CELL_ALIGN = 256  # llama.cpp pads the number of cells it attends to to a multiple of this
+DEVICES = ("auto", "host", "ggml", "cuda")
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,13 @@ class CacheConfig:
     selective : float, optional
         Share of a reopened session's pages, 0.05 to 0.5, that a new question reads; the answer is
         then not exact. By default it reads all.
+    device : str
+        How llama.cpp's cells are reached: "host" in place, "ggml" through the functions of
+        llama.cpp's backends, "cuda" through cupy. By default ("auto") each layer's own memory
+        decides.
+    stream_limit : int
+        Most bytes of GPU memory for the buffers through which the host tier streams while a
+        prompt is read; for "cuda" alone.
     """
 
     budget: int = 256
@@ -49,6 +57,8 @@ class CacheConfig:
     ram_limit: int | None = None
     unread: float | None = None
     selective: float | None = None
+    device: str = "auto"
+    stream_limit: int = 256 << 20
 
     def __post_init__(self) -> None:
         """Fill in the defaults that depend on the budget, and check everything."""
@@ -74,6 +84,10 @@ class CacheConfig:
             raise ConfigError(f"unread is {self.unread}; it must lie between 0 and 0.5.")
         if self.selective is not None and not 0.05 <= self.selective <= 0.5:
             raise ConfigError(f"selective is {self.selective}; it must lie between 0.05 and 0.5.")
+        if self.device not in DEVICES:
+            raise ConfigError(f"device is {self.device!r}; it must be one of {', '.join(DEVICES)}.")
+        if self.stream_limit < 1:
+            raise ConfigError(f"stream_limit is {self.stream_limit} bytes; it must be positive.")
 
     @property
     def most_unread(self) -> float:

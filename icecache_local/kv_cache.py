@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,10 +13,11 @@ import numba
 import numpy as np
 
 from ._native import ffi
-from .attention import Attention, queries
+from .attention import Attention
 from .attribution import Attribution
 from .config import CacheConfig, ModelShape
-from .device.host import HostDevice
+from .device.base import Device
+from .device.choose import open_devices
 from .errors import ContextFullError, IceCacheError, UnsupportedModelError
 from .gguf_info import ModelInfo
 from .graph_check import check_graph, layer_shape
@@ -85,7 +87,7 @@ class KVCache:
         most = numba.config.NUMBA_NUM_THREADS
         self._n_threads = {DECODE: min(n_threads, most), PREFILL: min(n_threads_batch, most)}
         self._attention = Attention(n_threads_batch)
-        self._devices: dict[int, HostDevice] = {}
+        self._devices: dict[int, Device] = {}
         self._layers: dict[int, LayerCache] = {}
         self._budget: RamBudget | None = None  # None while all pages are in memory
         self._reprefill = None if config.selective is None else Reprefill(config.selective)
@@ -136,7 +138,8 @@ class KVCache:
                 "llama.cpp does not tell of every attention layer of this model before it runs; "
                 "use llama_cpp.Llama for it."
             )
-        self._devices = {i: HostDevice(self.hook.layers[i]) for i in self.info.cached_layers}
+        owners = {i: self.hook.layers[i] for i in self.info.cached_layers}
+        self._devices = open_devices(owners, self.config, self._attention)
 
     def _probe(self, ctx: object, mode: int) -> list[int]:
         """Decode a first token and forget it; the places that the hook called for, in order."""
@@ -229,21 +232,26 @@ class KVCache:
     def _on_layer(self, place: int) -> None:
         """Act on one attention; readers find the cells written by the layer that owns them."""
         layer = self.hook.layers[place]
-        cache, owns = self._layers[layer.layer], place == layer.layer
+        cache, device = self._layers[layer.layer], self._devices[layer.layer]
+        owns = place == layer.layer
         cells = np.frombuffer(ffi.buffer(self.hook.c.cells, 8 * self.hook.c.n_cells), np.int64)
         if owns and self._moved_cell is not None:
             cache.rewrite(self._moved_cell, self.n_tokens - 1)
         if self.hook.c.mode == PREFILL:
-            self._attention.run(layer, cache.pages, cells, self._fill_of_pages_read(layer, cache))
+            device.attend(layer, cache.pages, cells, self._fill_of_pages_read(layer, cache))
             if place == self._last_reader[layer.layer]:
                 cache.append(cells, finish=False)  # attention saw the new tokens in the cells
                 if self._budget is not None:
                     self._budget.leave(cache.pages.tier)
             return
+        start = time.perf_counter_ns()
         if owns:
-            cache.append(cells)
-        q = np.frombuffer(ffi.buffer(layer.q, 4 * layer.n_heads * layer.dk), np.float32)
-        cache.load(q.reshape(layer.n_heads, layer.dk), layer.scale, self._real_from)
+            q, rows = device.newest(layer, cells)
+            cache.append_rows(*rows)
+        else:
+            q = device.queries(layer)[0]
+        self.counters.add_stage("append", start)
+        cache.load(q, layer.scale, self._real_from)
         if self.attribution is not None:
             self.attribution.add(cache.selector.tokens, cache.selector.weights)
 
@@ -262,7 +270,7 @@ class KVCache:
             return None
         caches = list(self._layers.values())
         place = caches.index(cache)
-        chosen = self._reprefill.choose(place, cache, queries(layer), layer.scale)
+        chosen = self._reprefill.choose(place, cache, cache.device.queries(layer), layer.scale)
         self._budget.enter_with(tier, chosen)
         for following in caches[place + 1 : place + 2]:
             ahead = self._reprefill.ahead(place + 1, following)
@@ -292,6 +300,8 @@ class KVCache:
         self._real_cells = self._cell_of[self._n_carriers : n].tolist()
 
     def _new_layers(self, carriers: np.ndarray) -> dict[int, LayerCache]:
+        for device in self._devices.values():
+            device.forget()
         return {
             number: self.layer_class(
                 number,
@@ -510,7 +520,7 @@ class KVCache:
         return self._layers
 
     @property
-    def devices(self) -> dict[int, HostDevice]:
+    def devices(self) -> dict[int, Device]:
         """The layers' cells by number."""
         return self._devices
 
@@ -584,8 +594,10 @@ class KVCache:
     @property
     def _settings(self) -> tuple[object, ...]:
         shapes = [self.shape_of(i) for i in self._devices]
-        no_matter = {"ram_limit": None, "unread": None, "selective": None}
-        config = replace(self.config, **no_matter)
+        config, default = self.config, CacheConfig()
+        # No matter to a state: where K and V lie, and how much of them is read.
+        for name in ("ram_limit", "unread", "selective", "device", "stream_limit"):
+            config = replace(config, **{name: getattr(default, name)})
         return (config, self.n_ctx, self.n_batch, shapes)
 
     @property

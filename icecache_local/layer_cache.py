@@ -11,7 +11,7 @@ import numpy as np
 from .admission import Admission
 from .config import PAGE, CacheConfig, ModelShape
 from .decode_step import DecodeStep
-from .device.host import HostDevice
+from .device.base import Device
 from .disk_tier import DiskTier
 from .host_pages import HostPages
 from .mdci import MDCIndex
@@ -43,7 +43,7 @@ class LayerCache:
         llama.cpp's layer number.
     shape : ModelShape
     config : CacheConfig
-    device : HostDevice
+    device : Device
         The layer's cells.
     cells : int32 array [C]
         Cells of the carriers; the first `config.sink` hold the sink for ever.
@@ -60,7 +60,7 @@ class LayerCache:
         layer: int,
         shape: ModelShape,
         config: CacheConfig,
-        device: HostDevice,
+        device: Device,
         cells: np.ndarray,
         n_ctx: int,
         n_batch: int,
@@ -89,7 +89,7 @@ class LayerCache:
         )
         self._inserting: np.ndarray | None = None  # pages that are being indexed
         chooses_itself = type(self).choose is LayerCache.choose
-        at_once = chooses_itself and isinstance(device, HostDevice)
+        at_once = chooses_itself and device.in_place
         self._step = DecodeStep(self) if at_once else None
         self._start_tail(config.sink)
 
@@ -489,9 +489,9 @@ class LayerCache:
             slots = np.flatnonzero(self.slots.token_in[g])
             places = place_of[self.slots.token_in[g, slots]][None]
             k, v = self._rows(np.array([[g]]), places)
-            cells = self.slot_cells[slots]
-            assert np.array_equal(self.device.k[cells, g], k[:, 0]), f"head {g}: K in a wrong slot"
-            assert np.array_equal(self.device.v[cells, g], v[:, 0]), f"head {g}: V in a wrong slot"
+            k_cells, v_cells, i = self.device.rows(self.slot_cells[slots].astype(np.int64))
+            assert np.array_equal(k_cells[i, g], k[:, 0]), f"head {g}: K in a wrong slot"
+            assert np.array_equal(v_cells[i, g], v[:, 0]), f"head {g}: V in a wrong slot"
 
 
 @numba.njit(cache=True, nogil=True)

@@ -21,13 +21,17 @@ from numba.extending import intrinsic
 FAST = {"reassoc", "contract", "nsz"}
 
 
+# Modules whose kernels are called from others, beside the index's.
+CALLED = "half.py", "host_pages.py", "selection.py", "slots.py", "device/host.py"
+
+
 def drop_stale_kernels(package: Path) -> None:
     """Remove cached kernels that are older than a module from which they take code.
 
     numba compares a kernel with its own file only: what it calls in other files would stay as it
     was after an update.
     """
-    sources = [package / "half.py", package / "host_pages.py", *package.glob("mdci/*.py")]
+    sources = [*(package / name for name in CALLED), *package.glob("mdci/*.py")]
     newest = max(source.stat().st_mtime for source in sources)
     for cached in package.rglob("__pycache__/*.nbi"):
         with suppress(OSError):  # another process may have been faster

@@ -15,7 +15,8 @@ def test_kernels_older_than_the_code_they_contain_are_dropped(tmp_path: Path):
     cache = tmp_path / "mdci" / "__pycache__"
     cache.mkdir(parents=True)
     files = {}
-    sources = [tmp_path / name for name in ("mdci/nodes.py", "half.py", "host_pages.py")]
+    sources = [tmp_path / name for name in ("mdci/nodes.py", *half.CALLED)]
+    (tmp_path / "device").mkdir()
     for age, path in enumerate((cache / "new.nbi", sources[0], cache / "old.nbi", *sources[1:])):
         path.write_text("")
         os.utime(path, (1000 - age, 1000 - age))

@@ -8,9 +8,10 @@ from random import Random
 import numpy as np
 from tokenizers import Tokenizer
 
-from icecache_local.evaluation.tasks.haystack import NOISE, Prose
+from icecache_local.evaluation.tasks.haystack import NOISE, SENTENCE_END, Prose
 
-from .drills import DRILLS, Text
+from .drills import DRILLS
+from .wordings import Text
 
 FILL, QUIET = -1, -2  # pieces: text worth predicting, and facts and questions, which are not
 LONGEST = 40_000  # positions that gaps spread a sequence over
@@ -50,7 +51,7 @@ class Writer:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._sentences = Prose.of_python()._sentences
+        self._sentences = SENTENCE_END.split(Prose.of_python().text)
         encoded = tokenizer.encode_batch([f" {s}" for s in self._sentences])
         self._lengths = [len(e.ids) for e in encoded]
         self._noise = len(tokenizer.encode(f"{NOISE}\n").ids)
@@ -73,7 +74,8 @@ class Writer:
         answers = np.full((n_sequences, size), QUIET, np.int32)
         positions = np.empty((n_sequences, size), np.int64)
         tasks: list[str] = []
-        for row, name in enumerate(rng.choices(list(mix), weights=list(mix.values()), k=n_sequences)):
+        names = rng.choices(list(mix), weights=list(mix.values()), k=n_sequences)
+        for row, name in enumerate(names):
             ids, kinds, starts = self.sequence(rng, DRILLS[name](rng, size), size)
             tokens[row, : len(ids)] = ids
             own = kinds >= 0
@@ -96,18 +98,17 @@ class Writer:
         starts : list of int
             Tokens at which a part of the text begins.
         """
-        fixed = sum(map(len, [text.front, *text.needles, *(a + "".join(b) for a, b in text.turns)]))
         room = size
         if text.filling != "none":
-            bare = text.front + "".join(text.needles) + "".join(a + "".join(b) for a, b in text.turns)
-            fixed = len(self._tokenizer.encode(bare).ids)
+            bare = "".join(piece for piece, _ in _pieces(rng, text, []))
+            room -= len(self._tokenizer.encode(bare).ids)
         while True:
-            filling = self._filling(rng, text, room - fixed - 2 * len(text.needles) - 2)
+            filling = self._filling(rng, text, room)
             pieces = _pieces(rng, text, filling)
             encoded = self._tokenizer.encode("".join(piece for piece, _ in pieces))
             if len(encoded.ids) <= size or not filling:
                 break
-            room -= len(encoded.ids) - size + 1
+            room -= len(encoded.ids) - size
         ends = np.cumsum([len(piece) for piece, _ in pieces])
         of = np.searchsorted(ends, [start for start, _ in encoded.offsets], side="right")
         kinds = np.array([kind for _, kind in pieces])[of]
@@ -146,8 +147,7 @@ def _pieces(rng: Random, text: Text, filling: list[str]) -> list[tuple[str, int]
         body.append((needle, QUIET))
         done = place
     body += [(part, kind) for part in filling[done:]]
-    first = bool(text.front)
-    pieces = [(text.front, QUIET)] if first else []
+    pieces = [(text.front, QUIET)] if text.front else []
     for i, (part, kind) in enumerate(body):
         pieces.append((part if i == 0 else text.separator + part, kind))
     n = 0

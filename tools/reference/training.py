@@ -20,20 +20,21 @@ from .muon import Muon
 from .network import Network
 
 MIX = {
-    "codes": 0.14,
-    "needle": 0.2,
-    "values": 0.17,
-    "queries": 0.12,
-    "variables": 0.2,
-    "common": 0.06,
-    "frequent": 0.05,
-    "passkey": 0.02,
-    "prose": 0.04,
+    "codes": 0.08,
+    "needle": 0.15,
+    "values": 0.18,
+    "queries": 0.16,
+    "variables": 0.22,
+    "repeat": 0.14,
+    "common": 0.03,
+    "frequent": 0.02,
+    "passkey": 0.01,
+    "prose": 0.01,
 }
 SIZES = (256, 512, 1024, 2048, 4096)  # tokens of a sequence; long ones come later
 SIZES_FIRST = (0.45, 0.4, 0.15, 0.0, 0.0)
 SIZES_LAST = (0.15, 0.35, 0.25, 0.17, 0.08)
-WARM_UP = 100  # steps
+WARM_UP = 50  # steps
 DECAY = 0.4  # last share of the steps, in which the learning rate falls to zero
 FILLING_WEIGHT = 0.2  # of the loss on the real text
 FILLING_SHARE = 0.25  # of its tokens that are predicted

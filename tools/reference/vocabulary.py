@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +88,5 @@ def learn(texts: Iterable[str], words: Sequence[str], size: int = 4096) -> Vocab
     tokenizer.train_from_iterator([*texts, *often], trainer)
     ids = tokenizer.get_vocab()
     tokens = sorted(ids, key=ids.__getitem__)
-    import json
-
     merges = [" ".join(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
     return Vocabulary(tokens, merges)

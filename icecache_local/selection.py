@@ -8,9 +8,9 @@ from numba import prange
 from .config import PAGE, ModelShape
 from .half import FAST, ZERO, dot, exp_nonpositive, kernel, largest, prefetch, total_of
 from .host_pages import HostPages
+from .mdci.best import take_best
 from .mdci.cluster import row_start
 from .mdci.errors import IndexInputError, TooFewTokensError
-from .mdci.search import take_best
 
 _LINE = 32  # f16 elements of a cache line
 _AHEAD = 32  # rows asked for before they are needed

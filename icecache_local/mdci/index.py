@@ -218,7 +218,7 @@ class MDCIndex:
             np.float32(scale),
             (self.dim, self.beam, self.n_best),
             self._answer,
-            space_for(heads, self.group, self.dim, self._looked_at),
+            space_for(heads, self.group, self.dim, self._looked_at, self.pages.capacity),
         )
         return self._answer[0]
 

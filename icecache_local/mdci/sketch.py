@@ -20,8 +20,8 @@ from numba.extending import intrinsic
 from ..half import address_of, dot, kernel, prefetch, store, weighted_distance
 from .layout import FAN_OUT
 
-PLANES = 6  # bits of a query's integers, two's complement
-LARGEST = np.float32(31)
+PLANES = 4  # bits of a query's integers, two's complement
+LARGEST = np.float32(7)
 SIZE_STEP = np.float32(4 / 255)  # of 16 tokens, none is more than 4 times the typical one
 LOWEST = np.float32(-3e38)
 AHEAD = 16  # pages asked for before they are needed
@@ -43,6 +43,8 @@ class SearchSpace(NamedTuple):
     values, copies : float32 array [G, 16 * M]
     numbers, taken : int32 array [G, 16 * M]
         `numbers` counts from 0.
+    marks : uint64 array [G, P / 64]
+        One bit per page; all zero between searches.
     """
 
     nodes: np.ndarray
@@ -59,24 +61,25 @@ class SearchSpace(NamedTuple):
     copies: np.ndarray
     numbers: np.ndarray
     taken: np.ndarray
+    marks: np.ndarray
 
 
 _of_thread = threading.local()
 
 
-def space_for(heads: int, group: int, dim: int, n_pages: int) -> SearchSpace:
-    """Return this thread's work space for searches that look at `n_pages` pages.
+def space_for(heads: int, group: int, dim: int, n_pages: int, capacity: int) -> SearchSpace:
+    """Return this thread's work space for searches that look at `n_pages` of `capacity` pages.
 
     All layers of a shape share it: it holds nothing from one search to the next.
     """
     spaces = _of_thread.__dict__
-    shape = (heads, group, dim, n_pages)
+    shape = (heads, group, dim, n_pages, capacity)
     if shape not in spaces:
-        spaces[shape] = _reserve(heads, group, dim, n_pages)
+        spaces[shape] = _reserve(*shape)
     return spaces[shape]
 
 
-def _reserve(heads: int, group: int, dim: int, n_pages: int) -> SearchSpace:
+def _reserve(heads: int, group: int, dim: int, n_pages: int, capacity: int) -> SearchSpace:
     def zeros(*shape: int, dtype: type = np.int32) -> np.ndarray:
         return np.zeros((heads, *shape), dtype)
 
@@ -96,6 +99,7 @@ def _reserve(heads: int, group: int, dim: int, n_pages: int) -> SearchSpace:
         copies=zeros(n_rows, dtype=np.float32),
         numbers=zeros(n_rows) + np.arange(n_rows, dtype=np.int32),
         taken=zeros(n_rows),
+        marks=zeros(capacity // 64 + 1, dtype=np.uint64),
     )
 
 
@@ -117,6 +121,7 @@ def space_of(space, g):
         space.copies[g],
         space.numbers[g],
         space.taken[g],
+        space.marks[g],
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 import sys
@@ -117,6 +118,18 @@ def test_variables_of_a_value_are_found_by_following_the_chain(seed, size) -> No
         if value := re.search(r"\d{5}", question):
             own = [name for name, v in value_of.items() if v == value.group()]
             assert [part.strip() for part in parts] == own
+
+
+@given(seeds, sizes)
+@settings(deadline=None, max_examples=40)
+def test_a_reversed_assignment_is_answered_with_its_left_side(seed, size) -> None:
+    text = drawn("reverse", seed, size)
+    left_of = dict(re.fullmatch(r"VAR (\w+) = (?:VAR )?(\w+)", n).groups()[::-1]
+                   for n in text.needles)  # fmt: skip
+    assert len(left_of) == len(text.needles)
+    assert text.turns
+    for question, (answer,) in text.turns:
+        assert left_of[question.strip("\n :")] == answer.strip()
 
 
 @given(seeds, sizes)
@@ -327,6 +340,20 @@ def test_a_stopped_training_goes_on_as_if_it_had_not(torch, writer, tmp_path) ->
         assert seen == again
     for name, x in straight.network.weights().items():
         np.testing.assert_array_equal(x, resumed.network.weights()[name])
+
+
+def test_a_log_tells_of_no_step_twice(torch, writer, tmp_path) -> None:
+    from reference.training import run
+
+    run(tiny_trainer(writer), tmp_path, log_every=1, save_every=4)
+    log = tmp_path / "log.jsonl"
+    log.write_text(log.read_text() + '{"step": 5}\n')
+    resumed = tiny_trainer(writer)
+    resumed.load(tmp_path / "checkpoint.npz")
+    run(resumed, tmp_path, log_every=1, save_every=4)
+    rows = [json.loads(row) for row in log.read_text().splitlines()]
+    assert [row["step"] for row in rows if "step" in row] == [1, 2, 3, 4]
+    assert [row["start"] for row in rows if "start" in row] == [0, 4]
 
 
 def test_the_script_trains_from_nothing_and_llama_cpp_reads_it(

@@ -147,6 +147,25 @@ def variables(rng: Random, size: int) -> Text:
     return Text("variables", front, needles, turns, filling, "\n")
 
 
+def reverse(rng: Random, size: int) -> Text:
+    """Assign numbers or variables, and ask for what they are assigned to: one hop backwards."""
+    n = rng.randint(2, max(3, min(12, size // 24)))
+    length = rng.choice([1, 2, 3, 5, 5])
+    names = distinct(rng, lambda r: letters(r, length, ascii_uppercase), 2 * n)
+    names, sources = names[:n], names[n:]
+    if numbers := rng.random() < 0.5:
+        sources = digits(rng, n, rng.choice([3, 5, 5]), "123456789")
+    lines = [
+        f"VAR {a} = {'' if numbers else 'VAR '}{b}" for a, b in zip(names, sources, strict=True)
+    ]
+    chosen = rng.choices(range(n), k=n)
+    turns = [(f"\n{sources[i]}:", [f" {names[i]}"]) for i in chosen]
+    if not numbers and rng.random() < 0.5:
+        turns = [(f"\n {sources[i]}", [f" {names[i]}"]) for i in chosen]
+    rng.shuffle(lines)
+    return Text("reverse", "", lines, turns, rng.choice(["noise", "none", "none"]), "\n")
+
+
 def repeat(rng: Random, size: int) -> Text:
     """Write words and made-up ones, and again from one of them on: copying, the first skill."""
     made: list[Callable[[Random], str]] = [
@@ -235,6 +254,7 @@ DRILLS: dict[str, Callable[[Random, int], Text]] = {
     "queries": queries,
     "variables": variables,
     "repeat": repeat,
+    "reverse": reverse,
     "common": common,
     "frequent": frequent,
     "passkey": pass_key,

@@ -20,13 +20,14 @@ from .muon import Muon
 from .network import Network
 
 MIX = {
-    "codes": 0.08,
-    "needle": 0.15,
+    "codes": 0.07,
+    "needle": 0.13,
     "values": 0.18,
     "queries": 0.16,
-    "variables": 0.22,
-    "repeat": 0.14,
-    "common": 0.03,
+    "variables": 0.14,
+    "repeat": 0.08,
+    "reverse": 0.18,
+    "common": 0.02,
     "frequent": 0.02,
     "passkey": 0.01,
     "prose": 0.01,
@@ -198,6 +199,7 @@ def run(trainer: Trainer, out: Path, log_every: int, save_every: int) -> None:
     """Train to the end of the plan; log lines of JSON, and checkpoints, go to `out`."""
     log, checkpoint = out / "log.jsonl", out / "checkpoint.npz"
     start, first, seen = time.perf_counter(), trainer.step, defaultdict(list)
+    _drop_after(log, trainer.step)
     _append(log, {"start": trainer.step, **asdict(trainer.plan)})
     while trainer.step < trainer.plan.steps:
         for key, values in trainer.advance().items():
@@ -211,6 +213,13 @@ def run(trainer: Trainer, out: Path, log_every: int, save_every: int) -> None:
             seen.clear()
         if trainer.step % save_every == 0 or trainer.step == trainer.plan.steps:
             trainer.save(checkpoint)
+
+
+def _drop_after(path: Path, step: int) -> None:
+    """Leave out what was logged after the checkpoint: it is trained again."""
+    rows = path.read_text().splitlines() if path.exists() else []
+    kept = [row for row in rows if json.loads(row).get("step", 0) <= step]
+    path.write_text("".join(f"{row}\n" for row in kept))
 
 
 def _append(path: Path, line: dict) -> None:

@@ -363,9 +363,9 @@ def test_the_script_trains_from_nothing_and_llama_cpp_reads_it(
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), *command, "--threads", "1"])
     runpy.run_path(str(SCRIPT), run_name="__main__")
     assert {p.name for p in tmp_path.iterdir()} == {
-        "log.jsonl", "checkpoint.npz", "retr-1m-f16.gguf"
+        "log.jsonl", "checkpoint.npz", "retr-2m-f16.gguf"
     }  # fmt: skip
-    llm = open_stock(tmp_path / "retr-1m-f16.gguf", n_ctx=256)
+    llm = open_stock(tmp_path / "retr-2m-f16.gguf", n_ctx=256)
     names = embedded.names()
     for word in names["first"][:20] + names["last"][:20]:
         assert len(llm.tokenize(f" {word}".encode(), add_bos=False)) == 1

@@ -73,7 +73,7 @@ def main() -> None:
     if (args.out / "checkpoint.npz").exists():
         trainer.load(args.out / "checkpoint.npz")
     run(trainer, args.out, args.log_every, args.save_every)
-    name = f"retr-{sum(p.numel() for p in network.parameters()) // 10**6}m"
+    name = f"retr-{sum(p.numel() for p in network.parameters()) / 1e6:.0f}m"
     path = args.out / f"{name}-f16.gguf"
     gguf_file.write(path, name, dataclasses.asdict(network.shape), network.weights(), words)
     print(path)

@@ -9,6 +9,7 @@ import numba
 import numpy as np
 
 from .config import PAGE, CacheConfig, ModelShape
+from .decode_step import DecodeStep
 from .device.host import HostDevice
 from .disk_tier import DiskTier
 from .host_pages import HostPages
@@ -77,6 +78,9 @@ class LayerCache:
         self.place(cells)
         self.slots = SlotTable(shape.n_kv_heads, len(self.slot_cells), n_ctx)
         self.selector = Selector(self.pages, shape, len(self.slot_cells))
+        chooses_itself = type(self).choose is LayerCache.choose
+        at_once = chooses_itself and isinstance(device, HostDevice)
+        self._step = DecodeStep(self) if at_once else None
         self._start_tail(config.sink)
 
     def place(self, cells: np.ndarray) -> None:
@@ -156,17 +160,23 @@ class LayerCache:
         real_from : int
             Tokens from here on sit in cells of their own.
         """
+        if self._step is None or self.pages.tier is not None:
+            self._load_in_stages(q, scale, real_from)
+        else:
+            self._step.run(q, scale, self._ring_pages(self.tail_len), real_from)
+        self.counters.selected_rows += self.slots.token_in.size
+        self.counters.uploaded_rows += int(self.slots.n_miss.sum())
+
+    def _load_in_stages(self, q: np.ndarray, scale: float, real_from: int) -> None:
         tokens, places = self.choose(q, scale, real_from)
         counters, start = self.counters, time.perf_counter_ns()
         slots = self.slots
-        n_misses = slots.assign(tokens, places)
+        slots.assign(tokens, places)
         start = counters.add_stage("assign", start)
         self.device.upload(
             self.pages, self.slot_cells, slots.miss_slots, slots.miss_places, slots.n_miss
         )
         counters.add_stage("upload", start)
-        counters.selected_rows += tokens.size
-        counters.uploaded_rows += n_misses
 
     def choose(self, q: np.ndarray, scale: float, real_from: int) -> tuple[np.ndarray, np.ndarray]:
         """Tokens for all slots: positions and places in the host tier, int32 [G, n_slots] each.

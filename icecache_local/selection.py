@@ -118,21 +118,36 @@ class Selector:
                 f"tail_pages is {tail_pages.dtype} {list(tail_pages.shape)}; it must be an "
                 "int32 array [n]."
             )
-        n_rows = candidates.shape[1] + PAGE * (len(tail_pages) + n_sink_pages)
-        if n_rows > self._int.shape[2]:
-            self._reserve(n_rows)
-        pages = self.pages
+        self.reserve_for(candidates.shape[1], len(tail_pages), n_sink_pages)
+        pages, (chosen, work) = self.pages, self.arrays
         _select_all(
             (pages.kv.reshape(heads, -1), pages.ids, pages.fill),
             q.reshape(heads, shape.group * dim),
             np.float32(scale),
             candidates,
-            self._unknown if log_mass is None else log_mass,
+            (self._unknown if log_mass is None else log_mass).reshape(heads, -1),
             tail_pages,
             (forced_from, excluded_from, n_sink_pages, dim),
-            (self.tokens, self.places, self.weights, self._seen),
-            (self._int, self._float),
+            chosen,
+            work,
         )
+        self.check()
+        return self.tokens, self.places
+
+    def reserve_for(self, n_candidates: int, n_tail_pages: int, n_sink_pages: int) -> None:
+        """Have enough work space for a `select` of this size."""
+        n_rows = n_candidates + PAGE * (n_tail_pages + n_sink_pages)
+        if n_rows > self._int.shape[2]:
+            self._reserve(n_rows)
+
+    @property
+    def arrays(self) -> tuple[tuple[np.ndarray, ...], ...]:
+        """What `select_head` writes: its results and its work space."""
+        chosen = self.tokens, self.places, self.weights, self._seen
+        return chosen, (self._int, self._float)
+
+    def check(self) -> None:
+        """Raise TooFewTokensError where the last selection could not fill the slots."""
         if self._seen[:, 0].min() < self.n_slots or self._seen[:, 1].max() > self.n_slots:
             head = int(np.argmax(np.maximum(self.n_slots - self._seen[:, 0], self._seen[:, 1])))
             open_, forced = self._seen[head]
@@ -140,7 +155,6 @@ class Selector:
                 f"KV head {head}: {self.n_slots} tokens are to be chosen from {open_}, of which "
                 f"{forced} are forced; pass more candidates or use fewer slots."
             )
-        return self.tokens, self.places
 
 
 @kernel(fastmath=FAST)
@@ -197,7 +211,8 @@ def _list_rows(fill, candidates, tail, n_sink_pages, rows):
 
 
 @kernel()
-def _select(all_pages, g, q, scale, candidates, log_mass, tail, limits, chosen, space):
+def select_head(all_pages, g, q, scale, candidates, log_mass, tail, limits, chosen, space):
+    """Choose for head `g`; `q` [G, group * Dk], `log_mass` [group], the others as for all."""
     kv, ids, fill = all_pages[0][g], all_pages[1][g], all_pages[2][g]
     tokens, places = chosen[0][g], chosen[1][g]
     weights, seen = chosen[2][g], chosen[3][g]
@@ -219,7 +234,7 @@ def _select(all_pages, g, q, scale, candidates, log_mass, tail, limits, chosen, 
     for r in range(group):
         top, mass = _exponentials(scores[r], n)
         found = total_of(scores[r], ZERO, n_found)
-        missed = np.exp(min(log_mass[g * group + r] - top, np.float32(80))) - found
+        missed = np.exp(min(log_mass[r] - top, np.float32(80))) - found
         _add_scaled(total, scores[r], n, np.float32(1) / (mass + max(missed, np.float32(0))))
     _make_orderable(total, n)
 
@@ -255,6 +270,9 @@ def _select(all_pages, g, q, scale, candidates, log_mass, tail, limits, chosen, 
 
 @kernel(parallel=True)
 def _select_all(all_pages, q, scale, candidates, log_mass, tail, limits, chosen, space):
-    """Run `_select` for every KV head; [G, ...] but for scale, log_mass, tail and limits."""
+    """Run `select_head` for every KV head; [G, ...] but for scale, log_mass, tail and limits."""
     for g in prange(candidates.shape[0]):
-        _select(all_pages, np.int64(g), q, scale, candidates, log_mass, tail, limits, chosen, space)
+        select_head(
+            *(all_pages, np.int64(g), q, scale, candidates, log_mass[g], tail),
+            *(limits, chosen, space),
+        )

@@ -52,17 +52,14 @@ class SlotTable:
         int
             Tokens to upload, summed over heads; see `miss_slots` and `miss_places`.
         """
-        _assign(
-            tokens,
-            places,
-            self.token_in,
-            self.slot_of,
-            self._kept,
-            self.miss_slots,
-            self.miss_places,
-            self.n_miss,
-        )
+        _assign(tokens, places, self.arrays)
         return int(self.n_miss.sum())
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """What `assign_head` reads and writes."""
+        tables = self.token_in, self.slot_of, self._kept
+        return *tables, self.miss_slots, self.miss_places, self.n_miss
 
     def load(self, token_in: np.ndarray) -> None:
         """Declare what the slots hold.
@@ -102,29 +99,35 @@ class SlotTable:
 
 
 @numba.njit(cache=True, nogil=True)
-def _assign(tokens, places, token_in, slot_of, kept, miss_slots, miss_places, n_miss):
-    """One pass per head: mark what stays, then hand the other slots to the missing tokens."""
-    n_heads, n_slots = token_in.shape
-    for g in range(n_heads):
-        kept[g, :] = False
-        misses = 0
-        for i in range(n_slots):
-            slot = slot_of[g, tokens[g, i]] - 1
-            if slot >= 0:
-                kept[g, slot] = True
-            else:
-                miss_places[g, misses] = i  # index into tokens, replaced by its place below
-                misses += 1
-        n_miss[g] = misses
-        slot = 0
-        for m in range(misses):
-            while kept[g, slot]:
-                slot += 1
-            if token_in[g, slot] > 0:
-                slot_of[g, token_in[g, slot] - 1] = 0
-            i = miss_places[g, m]
-            token_in[g, slot] = tokens[g, i] + 1
-            slot_of[g, tokens[g, i]] = slot + 1
-            miss_slots[g, m] = slot
-            miss_places[g, m] = places[g, i]
+def assign_head(g, tokens, places, slots):
+    """One pass: mark what stays, then hand the other slots to the missing tokens."""
+    token_in, slot_of, kept = slots[0][g], slots[1][g], slots[2][g]
+    miss_slots, miss_places, n_miss = slots[3][g], slots[4][g], slots[5]
+    kept[:] = False
+    misses = 0
+    for i in range(tokens.shape[1]):
+        slot = slot_of[tokens[g, i]] - 1
+        if slot >= 0:
+            kept[slot] = True
+        else:
+            miss_places[misses] = i  # index into tokens, replaced by its place below
+            misses += 1
+    n_miss[g] = misses
+    slot = 0
+    for m in range(misses):
+        while kept[slot]:
             slot += 1
+        if token_in[slot] > 0:
+            slot_of[token_in[slot] - 1] = 0
+        i = miss_places[m]
+        token_in[slot] = tokens[g, i] + 1
+        slot_of[tokens[g, i]] = slot + 1
+        miss_slots[m] = slot
+        miss_places[m] = places[g, i]
+        slot += 1
+
+
+@numba.njit(cache=True, nogil=True)
+def _assign(tokens, places, slots):
+    for g in range(tokens.shape[0]):
+        assign_head(g, tokens, places, slots)

@@ -79,5 +79,9 @@ class Counters:
     def add_stage(self, name: str, start_ns: int) -> int:
         """Add the time since `start_ns` to a stage; returns the time now."""
         now = time.perf_counter_ns()
-        self.stage_ns[name] = self.stage_ns.get(name, 0) + now - start_ns
+        self.add_ns(name, now - start_ns)
         return now
+
+    def add_ns(self, name: str, ns: int) -> None:
+        """Add a duration to a stage."""
+        self.stage_ns[name] = self.stage_ns.get(name, 0) + ns

@@ -56,9 +56,12 @@ class HostDevice:
         n : int32 array [G]
             Rows to copy per KV head.
         """
-        heads, dk, dv = len(n), self.k.shape[2], self.v.shape[2]
-        kv = pages.kv.reshape(heads, -1)
-        _upload(kv, cells, slots, places, n, self.k.ravel(), self.v.ravel(), (heads, dk, dv))
+        _upload(pages.kv.reshape(len(n), -1), slots, places, n, *self.upload_arrays(cells))
+
+    def upload_arrays(self, cells: np.ndarray) -> tuple[tuple[object, ...], tuple[int, ...]]:
+        """Where `upload_head` writes to: `cells` (int32 [S], of each slot), K, V; their shape."""
+        shape = self.k.shape[1], self.k.shape[2], self.v.shape[2]
+        return (cells, self.k.ravel(), self.v.ravel()), shape
 
 
 def _view(address: ffi.CData, shape: tuple[int, ...]) -> np.ndarray:
@@ -75,20 +78,25 @@ def _prefetch_row(kv, base, row, dk, dv):
         prefetch(kv, base + 16 * dk + row * dv + d)
 
 
-@numba.njit(cache=True, nogil=True, parallel=True)
-def _upload(kv, cells, slots, places, n, k, v, shape):
+@numba.njit(cache=True, nogil=True)
+def upload_head(pages, g, slots, places, n, target, shape):
     """Row by row; a row is contiguous on both sides, and rows lie scattered in memory."""
+    cells, k, v = target
     heads, dk, dv = shape
     width = 16 * (dk + dv)
-    for g in numba.prange(heads):
-        pages = kv[g]
-        for i in range(n[g] + AHEAD):
-            if i < n[g]:
-                base = np.int64(places[g, i] >> 4) * width
-                _prefetch_row(pages, base, places[g, i] & 15, dk, dv)
-            j = i - AHEAD
-            if j >= 0:
-                base, row = np.int64(places[g, j] >> 4) * width, places[g, j] & 15
-                cell = np.int64(cells[slots[g, j]]) * heads + g
-                copy(k, cell * dk, pages, base + row * dk, dk)
-                copy(v, cell * dv, pages, base + 16 * dk + row * dv, dv)
+    for i in range(n + AHEAD):
+        if i < n:
+            base = np.int64(places[i] >> 4) * width
+            _prefetch_row(pages, base, places[i] & 15, dk, dv)
+        j = i - AHEAD
+        if j >= 0:
+            base, row = np.int64(places[j] >> 4) * width, places[j] & 15
+            cell = np.int64(cells[slots[j]]) * heads + g
+            copy(k, cell * dk, pages, base + row * dk, dk)
+            copy(v, cell * dv, pages, base + 16 * dk + row * dv, dv)
+
+
+@numba.njit(cache=True, nogil=True, parallel=True)
+def _upload(kv, slots, places, n, target, shape):
+    for g in numba.prange(n.shape[0]):
+        upload_head(kv[g], np.int64(g), slots[g], places[g], np.int64(n[g]), target, shape)

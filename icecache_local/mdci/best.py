@@ -97,7 +97,7 @@ def _count(values, n, floor):
 
 @kernel()
 def _border(values, n, k):
-    """A number that exactly k of values[:n] reach, else (more are equal) the k-th largest."""
+    """Return what exactly k of values[:n] reach, else (more are equal) the k-th largest."""
     low, high = _key_of(np.float32(-np.inf)), _key_of(largest(values, ZERO, n)) + 1
     while high - low > 1:  # at least k reach low, fewer than k reach high
         middle = (low + high) >> 1

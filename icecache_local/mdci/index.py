@@ -212,15 +212,16 @@ class MDCIndex:
                 f"q is {q.dtype} {list(q.shape)}; it must be a float32 array "
                 f"[{heads * self.group}, {self.dim}]."
             )
-        query_all(
-            self._forest,
-            q.reshape(heads, self.group * self.dim),
-            np.float32(scale),
-            (self.dim, self.beam, self.n_best),
-            self._answer,
-            space_for(heads, self.group, self.dim, self._looked_at, self.pages.capacity),
-        )
-        return self._answer[0]
+        forest, q, answer, sizes, space = self.search_arguments(q)
+        query_all(forest, q, np.float32(scale), sizes, answer, space)
+        return answer[0]
+
+    def search_arguments(self, q: np.ndarray) -> tuple[object, ...]:
+        """Forest, queries (float32 [G, group * Dk]), answer, sizes and space of `query_all`."""
+        heads = len(self._forest.meta)
+        space = space_for(heads, self.group, self.dim, self._looked_at, self.pages.capacity)
+        sizes = self.dim, self.beam, self.n_best
+        return self._forest, q.reshape(heads, self.group * self.dim), self._answer, sizes, space
 
     def moments(self, head: int, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
         """Mean and variance of the keys of a head's pages [first, last); float32 [n, Dk] each.

@@ -102,7 +102,8 @@ def change_all(forest, n_tokens, pages, first_page, width, dim, cursor):
 
 
 @kernel()
-def _query(forest, g, q, scale, sizes, answer, space):
+def query_head(forest, g, q, scale, sizes, answer, space):
+    """Search in head `g`'s tree; see `query_all`."""
     found, log_mass, scaled = answer
     for i in range(q.shape[1]):
         scaled[g, i] = q[g, i] * scale
@@ -134,4 +135,4 @@ def query_all(forest, q, scale, sizes, answer, space):
     space : SearchSpace
     """
     for g in prange(forest.kv.shape[0]):
-        _query(forest, np.int64(g), q, scale, sizes, answer, space)
+        query_head(forest, np.int64(g), q, scale, sizes, answer, space)

@@ -20,7 +20,7 @@ LOG_FAN_OUT = np.float32(np.log(FAN_OUT))
 
 @intrinsic
 def _lowest_bit(typingctx, word):
-    """Number of the lowest bit that is set in a word other than 0."""
+    """Return the number of the lowest bit that is set in a word other than 0."""
 
     def codegen(context, builder, signature, args):
         return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))

@@ -29,6 +29,7 @@ from icecache_local.selection import Selector
 
 OUT = Path(__file__).resolve().parent / "out"
 NO_TAIL = np.zeros(0, np.int32)
+NEVER = 1 << 30  # a position that no token has: none is forced or excluded
 ROUNDS = 3  # passes over all queries; each query's shortest time counts
 
 
@@ -123,11 +124,11 @@ def compare(layer: Layer, slots: int) -> list[Row]:
 
     def tokens(q: np.ndarray) -> np.ndarray:
         pages = index.query(q, case.scale)
-        return selector.select(q, case.scale, pages, NO_TAIL, n, n, log_mass=index.log_mass)[0]
+        return selector.select(q, case.scale, pages, NO_TAIL, NEVER, NEVER, log_mass=index.log_mass)[0]
 
     def whole_pages(q: np.ndarray) -> np.ndarray:
         """Return the tokens of the pages whose candidates weigh most."""
-        _, places = every.select(q, case.scale, index.query(q, case.scale), NO_TAIL, n, n)
+        _, places = every.select(q, case.scale, index.query(q, case.scale), NO_TAIL, NEVER, NEVER)
         chosen = []
         for g in range(heads):
             pages, number = np.unique(places[g] // PAGE, return_inverse=True)

@@ -23,8 +23,8 @@ class CacheConfig:
         First and latest tokens that are always resident. By default
         min(32, budget // 4) each.
     candidate_pages : int
-        Pages per KV head whose tokens are compared at each step; as many tokens, the best of
-        these, are then scored exactly.
+        Pages per KV head whose tokens are compared at each step; twice as many tokens, the
+        best of these, are then scored exactly.
     seed : int
         Seed of the index.
     ram_limit : int, optional

@@ -184,6 +184,17 @@ def dot(rows, at, vector, start, n):
 
 
 @kernel(fastmath=FAST)
+def two_dots(rows, at, vectors, first, second, n):
+    """Inner products of a run of `n` elements with two others, summed in f32."""
+    a, b = np.float32(0), np.float32(0)
+    for d in range(n):
+        element = load(rows, at + d)
+        a += element * load(vectors, first + d)
+        b += element * load(vectors, second + d)
+    return a, b
+
+
+@kernel(fastmath=FAST)
 def squared_distance(rows, at, vector, start, n):
     """Squared Euclidean distance of two runs of `n` elements, summed in f32."""
     total = np.float32(0)

@@ -24,14 +24,15 @@ class Arena:
     ) -> np.ndarray:
         """Reserve a zero-filled array of `shape`; no memory is used before it is written.
 
-        With `huge` the OS may commit `HUGE_PAGE` bytes at a time, which makes random reads of a
-        large array faster: the CPU finds the addresses of more of it in its tables.
+        With `huge` the OS may commit `HUGE_PAGE` bytes at a time, if the array is at least as
+        large. Random reads get faster: the CPU finds the addresses of more of it in its tables.
         """
         dtype = np.dtype(dtype)
         count = int(np.prod(shape, dtype=np.int64))
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
         block = mmap.mmap(-1, max(1, count * dtype.itemsize), flags=flags)
-        if huge and hasattr(mmap, "MADV_HUGEPAGE"):
+        is_large = count * dtype.itemsize >= HUGE_PAGE
+        if huge and is_large and hasattr(mmap, "MADV_HUGEPAGE"):
             with contextlib.suppress(OSError):  # a kernel without them
                 block.madvise(mmap.MADV_HUGEPAGE)
         self._maps.append(block)

@@ -16,11 +16,12 @@ from .record_io import spill_folder
 
 N_UBATCH = 512  # tokens per step of reading
 # Measured at 4k to 33k tokens, head dims 64 to 256: pages are not quite full, some wait to be
-# indexed, and a key costs the index a fixed part and one that grows with its dims.
+# indexed, and a key costs the index a fixed part and one that grows with its dims. Of the latter,
+# 0.04 are spare room that huge pages commit along with what is used.
 HOST_OVERHEAD = 1.045
 HOST_SPARE_TOKENS = 832
 INDEX_BYTES_PER_KEY = 10.8
-INDEX_BYTES_PER_DIM = 0.236
+INDEX_BYTES_PER_DIM = 0.276
 PROGRAM_BYTES = 300 << 20  # interpreter, libraries, compiled kernels, scratch
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from numba import prange
 
 from .config import PAGE, ModelShape
-from .half import FAST, ZERO, dot, exp_nonpositive, kernel, largest, prefetch, total_of
+from .half import FAST, ZERO, dot, exp_nonpositive, kernel, largest, prefetch, total_of, two_dots
 from .host_pages import HostPages
 from .mdci.best import take_best
 from .mdci.cluster import row_start
@@ -226,8 +226,11 @@ def select_head(all_pages, g, q, scale, candidates, log_mass, tail, limits, chos
         if i + _AHEAD < n:
             _ask(kv, rows[i + _AHEAD], width, dim)
         at = row_start(rows[i], width, dim)
-        for r in range(group):
-            scores[r, i] = dot(kv, at, q[g], r * dim, dim) * scale
+        for r in range(0, group - 1, 2):
+            a, b = two_dots(kv, at, q[g], r * dim, (r + 1) * dim, dim)
+            scores[r, i], scores[r + 1, i] = a * scale, b * scale
+        if group & 1:
+            scores[group - 1, i] = dot(kv, at, q[g], (group - 1) * dim, dim) * scale
 
     total, work = scores[group], scores[0]
     total[:n] = 0
@@ -239,7 +242,7 @@ def select_head(all_pages, g, q, scale, candidates, log_mass, tail, limits, chos
     _make_orderable(total, n)
 
     # Candidates are older than the tail, so that as a rule none is forced or excluded.
-    oldest = ids[tail[0], 0] - 1 if tail.shape[0] > 0 else ZERO
+    oldest = ids[tail[0], 0] - 1 if tail.shape[0] > 0 else 16 * ids.shape[0]
     n_open = n_found if 0 < oldest <= min(forced_from, excluded_from) else ZERO
     n_out = ZERO
     for i in range(n_open, n_choice):

@@ -14,6 +14,7 @@ from .layout import FAN_OUT, HEIGHT, N_KEYS, N_NODES, NODE_SIZE, ROOT, THIN, For
 from .sketch import space_for
 
 FIELD_OF_VIEW = 64  # nodes kept per level, at least
+CANDIDATES_PER_PAGE = 2  # scored exactly, per page looked into
 _EMPTY = (-1, 0, 0, -1, 0, 0)  # Forest.meta of a tree without nodes
 _NO_PAGES = np.zeros(0, np.int32)
 
@@ -31,7 +32,8 @@ class MDCIndex:
     first_page : int
         First page number that belongs to the index.
     config : CacheConfig
-        `candidate_pages` (pages to look into, and candidates) and `budget` (candidates at least).
+        `candidate_pages` (pages to look into; twice as many tokens are the candidates) and `budget`
+        (candidates at least).
     layer : int
         Named in error messages.
     """
@@ -50,7 +52,8 @@ class MDCIndex:
         self.width = pages.kv.shape[2]
         self._words = PAGE * (-(-self.dim // 64))  # of a page's signs
         leaves = pages.capacity - first_page
-        self.n_least = min(max(config.budget, config.candidate_pages), PAGE * leaves)
+        candidates = max(config.budget, CANDIDATES_PER_PAGE * config.candidate_pages)
+        self.n_least = min(candidates, PAGE * leaves)
         self.n_best = min(config.candidate_pages, leaves)
         self.beam = max(FIELD_OF_VIEW, -(-self.n_least // THIN) + 1, -(-self.n_best // 8))
         self._arena, self._scratch = Arena(), Arena()
@@ -82,11 +85,11 @@ class MDCIndex:
             fill=pages.fill,
             state=pages.state,
             n_pages=pages.n_pages[:, None],
-            page_c=zeros((heads, capacity * dim), np.int8),
+            page_c=zeros((heads, capacity * dim), np.int8, huge=True),
             page_scale=zeros((heads, capacity), np.float32),
             page_spread=zeros((heads, capacity), np.float32),
             sizes=zeros((heads, capacity * PAGE), np.uint8),
-            signs=zeros((heads, capacity * self._words), np.uint64),
+            signs=zeros((heads, capacity * self._words), np.uint64, huge=True),
             profile=zeros((heads, dim + 1), np.float32),
             free=zeros((heads, capacity), np.int32),
             node_c=zeros((heads, nodes * dim), np.float32),
@@ -197,9 +200,9 @@ class MDCIndex:
         Returns
         -------
         int32 array [G, C]
-            Places (page * 16 + offset) of C = max(budget, candidate_pages) tokens (no more
-            than the host tier has room for), or of all tokens and then -1 where there are
-            fewer. The same array at every call.
+            Places (page * 16 + offset) of C = max(budget, 2 * candidate_pages) tokens (no
+            more than the host tier has room for), or of all tokens and then -1 where there
+            are fewer. The same array at every call.
 
         Raises
         ------

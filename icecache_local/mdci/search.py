@@ -7,7 +7,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from ..half import FAST, ONE, ZERO, dot, exp_nonpositive, kernel, largest, prefetch
+from ..half import FAST, ONE, ZERO, dot, exp_nonpositive, kernel, largest, prefetch, two_dots
 from .best import take_best
 from .layout import FAN_OUT, HEIGHT, N_CHILD, N_KEYS, N_NODES, NODE_SIZE, ROOT
 from .sketch import LOWEST, sketch
@@ -99,18 +99,32 @@ def _score(means, scales, spreads, rows, n, log_keys, q, dim, space):
 
     The rows lie all over the memory, and waiting for them takes longer than all else.
     """
+    group = space.unit_spread.shape[0]
     for i in range(min(n, AHEAD)):
         _ask(means, scales, spreads, rows[i], dim)
     for i in range(n):
         if i + AHEAD < n:
             _ask(means, scales, spreads, rows[i + AHEAD], dim)
         row = np.int64(rows[i])
-        for r in range(space.unit_spread.shape[0]):
-            spread = space.unit_spread[r] * spreads[row]
-            if spread > log_keys:
-                spread = np.float32(2) * np.sqrt(log_keys * spread) - log_keys
-            space.centers[r, i] = dot(means, row * dim, q, r * dim, dim) * scales[row]
-            space.scores[r, i] = space.centers[r, i] + spread
+        at, scale = row * dim, scales[row]
+        space.work[i] = spreads[row]
+        for r in range(0, group - 1, 2):
+            a, b = two_dots(means, at, q, r * dim, (r + 1) * dim, dim)
+            space.centers[r, i], space.centers[r + 1, i] = a * scale, b * scale
+        if group & 1:
+            space.centers[group - 1, i] = dot(means, at, q, (group - 1) * dim, dim) * scale
+    for r in range(group):
+        unit = space.unit_spread[r]
+        _add_spread(space.scores[r], space.centers[r], space.work, n, unit, log_keys)
+
+
+@kernel(fastmath=FAST)
+def _add_spread(scores, centers, spreads, n, unit, log_keys):
+    """Turn q.c into the estimate of `_score`."""
+    for i in range(n):
+        spread = unit * spreads[i]
+        beyond = np.float32(2) * np.sqrt(log_keys * spread) - log_keys
+        scores[i] = centers[i] + (beyond if spread > log_keys else spread)
 
 
 @kernel()
@@ -135,17 +149,24 @@ def _log_add(a, b):
     return high + np.log(np.float32(1) + np.exp(low - high)) if low > LOWEST else high
 
 
+@kernel(fastmath=FAST)
+def _mass(scores, keys, n, total):
+    """Sum of keys * exp(scores - total) over the first n."""
+    mass = np.float32(0)
+    for i in range(n):
+        mass += keys[i] * exp_nonpositive(scores[i] - total)
+    return mass
+
+
 @kernel()
 def _count_dropped(t, nodes, n, picked, n_picked, log_mass, space):
-    """Add the mass that nodes[:n] not in picked[:n_picked] (ascending) seem to hold."""
+    """Add the mass that nodes[:n] not in picked[:n_picked] seem to hold."""
+    for i in range(n):
+        space.work[i] = t.node[nodes[i], N_KEYS]
+    for i in range(n_picked):
+        space.work[picked[i]] = 0
     for r in range(log_mass.shape[0]):
-        mass, k = np.float32(0), 0
-        for i in range(n):
-            if k < n_picked and picked[k] == i:
-                k += 1
-            else:
-                weight = exp_nonpositive(space.scores[r, i] - space.totals[r])
-                mass += t.node[nodes[i], N_KEYS] * weight
+        mass = _mass(space.scores[r], space.work, n, space.totals[r])
         log_mass[r] = _log_add(log_mass[r], space.totals[r] + np.log(mass))
 
 

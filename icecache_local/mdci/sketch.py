@@ -256,6 +256,7 @@ def _compare(typingctx, signs, sizes, page, words, planes, r, factor, center, to
 def _ask(t, page, words):
     """Prefetch what is known of a page's tokens."""
     prefetch(t.sizes, page * FAN_OUT)
+    prefetch(t.fill, page)
     for w in range(0, words * FAN_OUT, LINE):
         prefetch(t.signs, page * words * FAN_OUT + w)
 

@@ -16,6 +16,7 @@ from icecache_local import IceLlama
 from icecache_local.attention import queries
 from icecache_local.config import PAGE, ModelShape
 from icecache_local.disk_tier import DiskTier
+from icecache_local.half import FAST, exp_nonpositive, kernel, load
 from icecache_local.host_pages import HostPages, OrderedPages
 from icecache_local.layer_cache import LayerCache
 from icecache_local.sessions.page_file import PageFile, write_pages
@@ -38,14 +39,22 @@ class Impress:
         Share of the tokens to load.
     limit : int
         Bytes of pages that may be in memory.
+    agree : float
+        Least Jaccard index at which the probes' picks count for all heads; -1: always.
     """
 
-    def __init__(self, llm: IceLlama, folder: Path, share: float, limit: int) -> None:
+    def __init__(
+        self, llm: IceLlama, folder: Path, share: float, limit: int, agree: float = AGREE
+    ) -> None:
+        self.agree = agree
         kv = llm._kv
         self.n, self.share = kv.n_tokens, share
         self.inner, self.n_whole, self.n_run = kv._attention, 0, 0
         caches = kv.layers
         self.limit = limit // len(caches)
+        widen(np.zeros(1, np.uint16), held := np.zeros((1, 1), np.float32))  # compiles
+        add_softmax(held, held[0])
+        folder.mkdir()
         self.stored = {i: _store(folder / str(i), c, self.n) for i, c in caches.items()}
 
     @property
@@ -84,16 +93,41 @@ class Impress:
         """Chunks to load; None where the probes disagree."""
         dim, group = q.shape[2], keys.shape.group
         votes, picks = np.zeros(self.n, np.float32), []
-        k = int(np.ceil(self.share * self.n))
+        k, held = int(np.ceil(self.share * self.n)), np.zeros((self.n, dim), np.float32)
         for g in range(len(keys.fill)):
-            held = keys.kv[g].reshape(-1, dim)[: self.n].view(np.float16).astype(np.float32)
-            scores = q[:, g * group : (g + 1) * group].reshape(-1, dim) @ held.T * scale
-            weights = np.exp(scores - scores.max(axis=1, keepdims=True))
-            mass = (weights / weights.sum(axis=1, keepdims=True)).sum(axis=0)
+            widen(keys.kv[g].reshape(-1), held)
+            mine = q[:, g * group : (g + 1) * group].reshape(-1, dim) * np.float32(scale)
+            mass = np.zeros(self.n, np.float32)
+            add_softmax(mine @ held.T, mass)
             votes += mass
-            picks.append(set(np.argpartition(-mass, k)[:k].tolist()))
-        agree = min(len(a & b) / len(a | b) for a, b in combinations(picks, 2))
-        return np.unique(np.argpartition(-votes, k)[:k] // CHUNK) if agree > AGREE else None
+            picked = np.zeros(self.n, bool)
+            picked[np.argpartition(-mass, k)[:k]] = True
+            picks.append(picked)
+        pairs = combinations(picks, 2)
+        agree = min(np.count_nonzero(a & b) / np.count_nonzero(a | b) for a, b in pairs)
+        return np.unique(np.argpartition(-votes, k)[:k] // CHUNK) if agree > self.agree else None
+
+
+@kernel()
+def widen(kv, out):
+    """Copy f16 keys (uint16 [n * Dk]) to `out` (float32 [n, Dk])."""
+    for i in range(out.shape[0]):
+        for d in range(out.shape[1]):
+            out[i, d] = load(kv, i * out.shape[1] + d)
+
+
+@kernel(fastmath=FAST)
+def add_softmax(scores, mass):
+    """Add the softmax of every row of `scores` [R, n], which are overwritten, to `mass` [n]."""
+    for r in range(scores.shape[0]):
+        row = scores[r]
+        top, total = row.max(), np.float32(0)
+        for i in range(row.shape[0]):
+            row[i] = exp_nonpositive(row[i] - top)
+            total += row[i]
+        share = np.float32(1) / total
+        for i in range(row.shape[0]):
+            mass[i] += row[i] * share
 
 
 def _store(path: Path, cache: LayerCache, n: int) -> tuple[HostPages, HostPages]:
@@ -109,7 +143,8 @@ def _store(path: Path, cache: LayerCache, n: int) -> tuple[HostPages, HostPages]
 
 def _on_disk(path: Path, pages: HostPages, n: int) -> HostPages:
     n_pages = -(-n // PAGE)
-    sums = write_pages(path, pages, n_pages)
+    order = np.tile(np.arange(n_pages), (len(pages.fill), 1))
+    sums = write_pages(path, pages, order)
     stored = HostPages(pages.shape, n_pages)
     stored.n_pages[:] = n_pages
     stored.fill[:, :n_pages] = PAGE

@@ -123,8 +123,9 @@ def compare(layer: Layer, slots: int) -> list[Row]:
         return np.argpartition(best, n - slots, axis=1)[:, n - slots :]
 
     def tokens(q: np.ndarray) -> np.ndarray:
-        pages = index.query(q, case.scale)
-        return selector.select(q, case.scale, pages, NO_TAIL, NEVER, NEVER, log_mass=index.log_mass)[0]
+        found = index.query(q, case.scale)
+        never = NO_TAIL, NEVER, NEVER
+        return selector.select(q, case.scale, found, *never, log_mass=index.log_mass)[0]
 
     def whole_pages(q: np.ndarray) -> np.ndarray:
         """Return the tokens of the pages whose candidates weigh most."""

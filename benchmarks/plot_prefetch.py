@@ -42,7 +42,7 @@ def traced(bench: Bench) -> Iterator[list[Event]]:
         (DiskTier, "_read_guarded"): None,
         (Reprefill, "choose"): "score pages",
         (Attention, "run"): "attention",
-        (MDCIndex, "insert"): "index",
+        (MDCIndex, "begin_insert"): "index",
     }
     before = {key: getattr(*key) for key in methods}
 

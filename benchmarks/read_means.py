@@ -1,4 +1,4 @@
-"""Random pages of 8 KiB read from a file by several means, and whole megabytes in order.
+"""Random pages of 8 KiB read from a file by several means, larger pieces, and megabytes in order.
 
 Run `python benchmarks/read_means.py`. The file is dropped from the page cache before each
 timing; O_DIRECT passes it. io_uring needs the package `liburing`.
@@ -17,6 +17,7 @@ from models import OUT
 
 SIZE, COUNT = 8192, 8192
 FILE_BYTES = 1 << 30
+MEGABYTE = 1 << 20
 
 
 def pread(direct: bool, threads: int, size: int, count: int) -> Callable[[str], None]:
@@ -84,14 +85,20 @@ def uring(path: str) -> None:
 def offsets(size: int, count: int) -> list[int]:
     """Distinct places in the file: in random order, but whole megabytes in order."""
     blocks = np.arange(FILE_BYTES // size)
-    if size == SIZE:
+    if size < MEGABYTE:
         blocks = np.random.default_rng(0).permutation(blocks)
     return (blocks[:count].astype(np.int64) * size).tolist()
 
 
 def main() -> None:
     """Print one line per means."""
-    path, big = str(OUT / "read_means.bin"), 1 << 20
+    path, big = str(OUT / "read_means.bin"), MEGABYTE
+    pieces = {
+        f"{n} KiB, pread, 16 threads, O_DIRECT": (
+            pread(True, 16, n << 10, (64 << 10) // n), n << 10, (64 << 10) // n
+        )
+        for n in (16, 32, 64, 128)
+    }  # fmt: skip
     rng = np.random.default_rng(0)
     with open(path, "wb") as file:
         for _ in range(FILE_BYTES >> 24):
@@ -104,6 +111,7 @@ def main() -> None:
         "pread, 32 threads, O_DIRECT": (pread(True, 32, SIZE, COUNT), SIZE, COUNT),
         "memory map, 8 threads": (mapped, SIZE, COUNT),
         "io_uring, 64 in flight, O_DIRECT": (uring, SIZE, COUNT),
+        **pieces,
         "1 MiB in order, pread, 8 threads, O_DIRECT": (pread(True, 8, big, 512), big, 512),
         "1 MiB in order, pread, 8 threads, page cache": (pread(False, 8, big, 512), big, 512),
     }

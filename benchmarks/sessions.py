@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -24,7 +25,7 @@ import click
 import llama_cpp
 import numpy as np
 from fill import fill_ice, fill_stock
-from impress import Impress
+from impress import AGREE, Impress
 from models import OUT, QWEN3_06B, qwen3_slice
 
 from icecache_local import CacheConfig, IceLlama, embedded
@@ -38,7 +39,10 @@ from icecache_local.sessions.resume import load
 from icecache_local.sessions.snapshot import Snapshot
 
 N_QUESTION = 32  # tokens
+N_RIVAL_QUESTIONS = 8
 N_WARM, N_DECODE = 32, 64
+N_CHATS, N_TURNS, N_TURN = 3, 6, 128  # chats of each kind, their turns, tokens of a turn
+UNREAD = 0, CacheConfig(ram_limit=1).most_unread  # exact, and the default with a limit
 Row = tuple[str, float, str]
 
 
@@ -69,11 +73,15 @@ class Bench:
         llm.save_session(folder / "session")
         self.save_s = time.perf_counter() - start
         self.snapshot = next((folder / "session").glob("snapshot-*"))
-        self.question = np.random.default_rng(5).integers(0, 4096, N_QUESTION).tolist()
+        rng = np.random.default_rng(5)
+        self.questions = rng.integers(0, 4096, (N_RIVAL_QUESTIONS, N_QUESTION)).tolist()
 
-    def open(self, by_attention: bool = True, limit: int | None = None) -> float:
+    def open(
+        self, by_attention: bool = False, limit: int | None = None, unread: float = 0
+    ) -> float:
         """Reopen the sequence; seconds."""
         llm = self.llm
+        llm._kv.config = replace(llm._kv.config, unread=unread)
         llm.reset()
         drop(self.folder)
         start = time.perf_counter()
@@ -85,6 +93,13 @@ class Bench:
         for tier in budget.tiers:
             tier.by_attention = by_attention
         return seconds
+
+    def open_whole(self) -> None:
+        """Reopen the sequence and bring all pages into memory."""
+        self.open()
+        self.llm._kv._budget.begin(0, reading=True)
+        for tier in self.llm._kv._budget.tiers:
+            tier.fetch_all()
 
     @property
     def read_bytes(self) -> int:
@@ -100,10 +115,10 @@ class Bench:
         """Read questions with a share of the pages, or (None) with all."""
         self.llm._kv._reprefill = None if share is None else Reprefill(share)
 
-    def ask(self) -> float:
+    def ask(self, i: int = 0) -> float:
         """Seconds from a question's tokens to the logits of the answer's first one."""
         start = time.perf_counter()
-        self.llm.eval(self.question)
+        self.llm.eval(self.questions[i])
         return time.perf_counter() - start
 
     def ms_per_token(self, n: int) -> float:
@@ -122,11 +137,13 @@ def reopening(bench: Bench, stock: llama_cpp.Llama) -> Iterator[Row]:
     tokens = (llama_cpp.llama_token * bench.n)()
     if not llama_cpp.llama_state_save_file(stock.ctx, path.encode(), tokens, bench.n):
         raise RuntimeError("llama.cpp could not save its state.")
-    times: dict[str, list[float]] = {"ours": [], "llama.cpp": []}
+    times: dict[object, list[float]] = {unread: [] for unread in (*UNREAD, "llama.cpp")}
+    n_read = {}
     for _ in range(4):  # the first round warms up
-        seconds = bench.open()
-        times["ours"].append(seconds + bench.ms_per_token(1) / 1000)
-        n_read = bench.read_bytes
+        for unread in UNREAD:
+            seconds = bench.open(unread=unread)
+            times[unread].append(seconds + bench.ms_per_token(1) / 1000)
+            n_read[unread] = bench.read_bytes
         drop(bench.folder)
         count = ctypes.c_size_t()
         start = time.perf_counter()
@@ -137,9 +154,11 @@ def reopening(bench: Bench, stock: llama_cpp.Llama) -> Iterator[Row]:
         stock.n_tokens = bench.n
         stock.eval([1])
         times["llama.cpp"].append(time.perf_counter() - start)
-    ours, theirs = (float(np.median(t[1:])) for t in times.values())
-    yield "reopen to first token, ours", ours, f"s; read {format_bytes(n_read)} of pages"
-    yield "llama.cpp's state file to first token", theirs, f"s; {theirs / ours:.1f}x"
+    *ours, theirs = (float(np.median(t[1:])) for t in times.values())
+    yield "llama.cpp's state file to first token", theirs, "s"
+    for unread, seconds in zip(UNREAD, ours, strict=True):
+        note = f"s; {theirs / seconds:.1f}x, {format_bytes(n_read[unread])} of pages read"
+        yield f"reopen to first token, ours, unread = {unread}", seconds, note
 
 
 def questions(bench: Bench) -> Iterator[Row]:
@@ -181,28 +200,33 @@ def amplification(bench: Bench) -> Iterator[Row]:
 
 
 def rivals(bench: Bench, share: float = 0.25) -> Iterator[Row]:
-    """Four questions in a row with memory for a quarter of the pages."""
+    """Different questions in a row with memory for a quarter of the pages."""
     limit, results = None, {}
-    for name in ("selective, S = I x F", "selective, LRU", "whole prefix, LRU", "IMPRESS-like"):
+    for name in (
+        *("selective, S = I x F", "selective, LRU", "whole prefix, LRU"),
+        *("IMPRESS-like", "IMPRESS-like, as if heads agreed"),
+    ):
         bench.select(share if name.startswith("selective") else None)
         bench.open(by_attention="LRU" not in name, limit=limit)
         if limit is None:
             limit = bench.nbytes // 4
             bench.llm._kv._budget.limit = limit
         kv, attention, note = bench.llm._kv, bench.llm._kv._attention, ""
-        if name == "IMPRESS-like":
-            rival = Impress(bench.llm, bench.folder, share, limit)
+        if name.startswith("IMPRESS"):
+            agree = -1.0 if name.endswith("agreed") else AGREE
+            rival = Impress(bench.llm, bench.folder / f"impress{agree}", share, limit, agree)
             kv._attention, kv._budget.limit = rival, None
             kv._fill_of_pages_read = lambda *_: None
         before = bench.read_bytes
         try:
-            seconds = sum(bench.ask() for _ in range(4)) / 4
+            seconds = sum(map(bench.ask, range(N_RIVAL_QUESTIONS))) / N_RIVAL_QUESTIONS
         finally:
             kv._attention = attention
             kv.__dict__.pop("_fill_of_pages_read", None)
         n_read = bench.read_bytes - before
-        if name == "IMPRESS-like":
-            n_read = rival.read_bytes
+        n_read //= N_RIVAL_QUESTIONS
+        if name.startswith("IMPRESS"):
+            n_read = rival.read_bytes // N_RIVAL_QUESTIONS
             note = f", {rival.n_whole} of {rival.n_run} layers whole"
         results[name] = seconds
         times = seconds / results["selective, S = I x F"]
@@ -221,14 +245,42 @@ def decoding(bench: Bench) -> Iterator[Row]:
     free = bench.ms_per_token(N_DECODE)
     yield "decode, all pages in memory", free, "ms per token"
     limit = bench.nbytes // 4
-    for name, by_attention in (("S = I x F", True), ("LRU", False)):
-        bench.open(by_attention, limit)
+    for unread, by_attention in ((0, False), (UNREAD[1], False), (UNREAD[1], True)):
+        bench.open(by_attention, limit, unread)
         bench.ms_per_token(N_WARM)
         before = bench.read_bytes
         ms = bench.ms_per_token(N_DECODE)
         n_read = (bench.read_bytes - before) / N_DECODE
-        note = f"ms per token; {ms / free:.2f}x, {format_bytes(int(n_read))} read per token"
+        name = f"unread = {unread}, {'S = I x F' if by_attention else 'LRU'}"
+        note = f"ms per token; {ms / free:.1f}x, {format_bytes(int(n_read))} read per token"
         yield f"decode, memory for 25%, {name}", ms, note
+
+
+def saving(bench: Bench) -> Iterator[Row]:
+    """Decode in turns, with and without a session that is saved after each."""
+    llm = bench.llm
+    turns: dict[bool, list[float]] = {False: [], True: []}
+    saves = []
+    for i in range(2 * N_CHATS):
+        is_saved = i % 2 == 1
+        bench.open_whole()
+        if is_saved:
+            llm.start_session(bench.folder / f"growing-{i}")
+            llm.save_session(notes={})
+        bench.ms_per_token(N_WARM)
+        for _ in range(N_TURNS):
+            start = time.perf_counter()
+            bench.ms_per_token(N_TURN)
+            turns[is_saved].append(time.perf_counter() - start)
+            if is_saved:
+                llm.save_session(notes={"turns": [["question", "answer"]]})
+                saves.append(time.perf_counter() - start - turns[is_saved][-1])
+        if is_saved:
+            llm.close_session()
+    without, turn, save = (1000 * float(np.median(t)) for t in (turns[False], turns[True], saves))
+    yield f"turn of {N_TURN} tokens, no session", without, "ms"
+    yield f"turn of {N_TURN} tokens, with a session", turn, "ms"
+    yield "saving it", save, f"ms; {100 * save / without:.1f}% of the turn without"
 
 
 PARTS = {
@@ -236,6 +288,7 @@ PARTS = {
     "amplification": amplification,
     "decoding": decoding,
     "rivals": rivals,
+    "saving": saving,
 }
 
 
@@ -252,21 +305,26 @@ def reference(
         seconds = read(llm, text, lambda *_: None)
         yield "reading the text", seconds, f"s; {len(text)} tokens"
         bench = Bench(llm, folder)
-        yield "saving it", bench.save_s, "s"
+        yield "saving all of it", bench.save_s, "s"
         with closing(llama_cpp.Llama(path, flash_attn=True, verbose=False, **options)) as stock:
             fill_stock(stock, bench.n, 4, 2 * 64, np.random.default_rng(0))
             rows = list(reopening(bench, stock))
         yield from rows
-        yield "reading against reopening", seconds / rows[0][1], "x"
-        for share in (None, 0.1):
+        yield "reading against reopening, unread = 0", seconds / rows[1][1], "x"
+        unread = UNREAD[1]
+        for name, share, options in (
+            ("exact", None, {}),
+            ("10%", 0.1, {}),
+            (f"exact, memory for 25%, unread = {unread}", None, {"unread": unread}),
+        ):
             bench.select(share)
-            right = 0
+            right, limit = 0, bench.nbytes // 4 if options else None
             for fact in facts:
-                bench.open()
+                bench.open(limit=limit, **options)
                 right += answer(llm, text, fact.name) == fact.code
-            name = "exact" if share is None else f"{share:.0%}"
             yield f"right answers of {len(facts)}, {name}", right, ""
-        bench.question = tokenize(llm, embedded.ask(embedded.question(facts[0].name)))
+        bench.select(None)
+        bench.questions = [tokenize(llm, embedded.ask(embedded.question(f.name))) for f in facts]
         for part in parts:
             yield from PARTS[part](bench)
 

@@ -109,14 +109,5 @@ class Attention:
         self._args.scratch_bytes = self._scratch.size
 
 
-def queries(layer: ffi.CData) -> np.ndarray:
-    """Copy the queries of a layer's new tokens; float32 [T, H, Dk]."""
-    shape = (layer.n_tokens, layer.n_heads, layer.dk)
-    strides = (layer.q_token, layer.q_head, 4)
-    n_bytes = 4 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
-    memory = np.frombuffer(ffi.buffer(layer.q, n_bytes), np.float32)
-    return np.lib.stride_tricks.as_strided(memory, shape, strides, writeable=False).copy()
-
-
 def _address(ctype: str, array: np.ndarray) -> ffi.CData:
     return ffi.cast(ctype, array.ctypes.data)

@@ -95,10 +95,17 @@ def demo(
 @cli.command(epilog=example("icecache-local plan --model model.gguf --n-ctx 131072"))
 @options("model")
 @click.option("--n-ctx", type=click.IntRange(min=1), help="By default what it was trained for.")
+@click.option(
+    "--n-gpu-layers",
+    type=click.IntRange(min=-1),
+    default=-1,
+    help="Layers on GPUs, where llama.cpp finds any; by default all.",
+)
 @options("budget", "sink", "window", "ram_limit", "as_json")
 def plan(
     model: str | None,
     n_ctx: int | None,
+    n_gpu_layers: int,
     budget: int,
     sink: int | None,
     window: int | None,
@@ -107,15 +114,19 @@ def plan(
 ) -> None:
     """Tell what a model and a context take in memory, without loading anything."""
     from .planner import make_plan
+    from .vram import offloaded, plan_vram
 
     info = read_model_info(model or embedded.model_path())
     if not n_ctx and not info.n_ctx_train:
         raise click.UsageError("The model does not tell its context; pass --n-ctx.")
     config = cache_config(budget, sink, window, ram_limit)
-    planned = make_plan(info, config, n_ctx or info.n_ctx_train)
-    click.echo(
-        json.dumps(plan_summary(info, planned)) if as_json else plan_report(info, config, planned)
-    )
+    away = offloaded(n_gpu_layers)
+    planned = make_plan(info, config, n_ctx or info.n_ctx_train, n_gpu_layers=away)
+    vram = plan_vram(info, config, n_gpu_layers)
+    if as_json:
+        click.echo(json.dumps(plan_summary(info, planned, vram)))
+    else:
+        click.echo(plan_report(info, config, planned, vram))
 
 
 def main(args: Sequence[str] | None = None) -> None:

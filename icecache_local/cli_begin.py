@@ -28,7 +28,9 @@ class TalkOptions:
     sink: int | None
     window: int | None
     ram_limit: int | None
+    unread: float | None
     threads: int | None
+    n_gpu_layers: int
     seed: int | None
     temperature: float | None
     max_tokens: int
@@ -75,7 +77,9 @@ def begin(chosen: TalkOptions) -> Beginning:
     documents = read_documents(chosen.files)
     if stored is None:
         model = Path(chosen.model) if chosen.model else embedded.model_path()
-        cache = cache_config(chosen.budget, chosen.sink, chosen.window, chosen.ram_limit)
+        cache = cache_config(
+            *(chosen.budget, chosen.sink, chosen.window, chosen.ram_limit, chosen.unread)
+        )
         conversation = Conversation(documents, is_embedded=not chosen.model)
         return Beginning(model, cache, conversation, folder, None)
     conversation, model = from_notes(stored.notes, stored.path.name)
@@ -91,6 +95,7 @@ def _cache_of(stored: Description, chosen: TalkOptions) -> CacheConfig:
     names = ("budget", "sink", "window")
     changed = {n: getattr(chosen, n) for n in names if context.get_parameter_source(n) is given}
     try:
-        return replace(stored.settings.cache, ram_limit=chosen.ram_limit, **changed)
+        changed |= {"ram_limit": chosen.ram_limit, "unread": chosen.unread}
+        return replace(stored.settings.cache, **changed)
     except ConfigError as error:
         raise click.UsageError(str(error)) from None

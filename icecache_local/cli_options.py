@@ -123,8 +123,21 @@ SHARED = {
         metavar="SIZE",
         help="Most memory for K and V, such as 4G; the rest lies on the disk.",
     ),
+    "unread": click.option(
+        "--unread",
+        type=click.FloatRange(0, 0.5),
+        help="With --ram-limit, what an answer may do without rather than read it from the disk, "
+        "as a share of a head's attention; 0 reads everything.  [default: 0.01]",
+    ),
     "threads": click.option(
         "--threads", type=click.IntRange(min=1), help="CPU threads; by default all cores."
+    ),
+    "n_gpu_layers": click.option(
+        "--n-gpu-layers",
+        type=click.IntRange(min=-1),
+        default=0,
+        show_default=True,
+        help="Layers on GPUs that llama.cpp was built for; -1 for all.",
     ),
     "seed": click.option("--seed", type=click.IntRange(0, 2**32 - 2), help="Random by default."),
     "temperature": click.option(
@@ -174,10 +187,16 @@ def options(*names: str) -> Callable:
 
 
 def cache_config(
-    budget: int, sink: int | None, window: int | None, ram_limit: int | None = None
+    budget: int,
+    sink: int | None,
+    window: int | None,
+    ram_limit: int | None = None,
+    unread: float | None = None,
 ) -> CacheConfig:
     """Check the cache options; what is wrong with them is a usage error."""
     try:
-        return CacheConfig(budget=budget, sink=sink, window=window, ram_limit=ram_limit)
+        return CacheConfig(
+            budget=budget, sink=sink, window=window, ram_limit=ram_limit, unread=unread
+        )
     except ConfigError as error:
         raise click.UsageError(str(error)) from None

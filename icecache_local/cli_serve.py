@@ -36,7 +36,7 @@ def _warn_if_open(host: str, what: str) -> None:
     "--chats", type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
     help="Folder in which chats are kept; by default your data folder.",
 )  # fmt: skip
-@options("n_ctx", "budget")
+@options("library", "library_size", "n_ctx", "budget")
 @host_option
 @click.option("--port", type=click.IntRange(1, 65535), help="By default the first free from 7860.")
 @click.option("--no-browser", is_flag=True, help="Only print the address.")
@@ -44,6 +44,8 @@ def ui(
     model: str | None,
     folders: tuple[Path, ...],
     chats: Path | None,
+    library: str | None,
+    library_size: float,
     n_ctx: int | None,
     budget: int,
     host: str,
@@ -59,6 +61,8 @@ def ui(
         model=model,
         folders=list(folders),
         chats=chats,
+        library=library and Path(library),
+        library_bytes=int(library_size * 2**30),
         n_ctx=n_ctx,
         budget=budget,
         host=host,
@@ -69,7 +73,8 @@ def ui(
 
 
 @click.command(epilog=example("icecache-local serve --model model.gguf --n-ctx 65536"))
-@options("model", "n_ctx", "budget", "sink", "window", "ram_limit", "threads")
+@options("model", "n_ctx", "budget", "sink", "window")
+@options("ram_limit", "unread", "threads", "n_gpu_layers")
 @host_option
 @click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)
 @click.option("--api-key", envvar="ICECACHE_API_KEY", help="What clients must send.")
@@ -80,7 +85,9 @@ def serve(
     sink: int | None,
     window: int | None,
     ram_limit: int | None,
+    unread: float | None,
     threads: int | None,
+    n_gpu_layers: int,
     host: str,
     port: int,
     api_key: str | None,
@@ -89,11 +96,12 @@ def serve(
     from .serve import embedded_chat_handler
     from .serve import serve as run
 
-    config = cache_config(budget, sink, window, ram_limit)
+    config = cache_config(budget, sink, window, ram_limit, unread)
     path = Path(model) if model else embedded.model_path()
     info = read_model_info(path)
     n_ctx = n_ctx or min(info.n_ctx_train or MOST_N_CTX, largest_n_ctx(info, config), MOST_N_CTX)
-    with closing(open_model(path, n_ctx=n_ctx, cache=config, threads=threads)) as llm:
+    llm = open_model(path, n_ctx=n_ctx, cache=config, threads=threads, n_gpu_layers=n_gpu_layers)
+    with closing(llm):
         if not model:
             llm.chat_handler = embedded_chat_handler()
         _warn_if_open(host, "this model")

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from .llama import IceLlama
 
 CHAT_ROOM = 8192  # tokens a chat may still take when --n-ctx is not given
-TALK = ("model", "file", "n_ctx", "budget", "sink", "window", "ram_limit", "threads", "seed")
-TALK += ("temperature", "max_tokens", "session", "library", "library_size", "as_json")
+TALK = ("model", "file", "n_ctx", "budget", "sink", "window", "ram_limit", "unread", "threads")
+TALK += ("n_gpu_layers", "seed", "temperature", "max_tokens")
+TALK += ("session", "library", "library_size", "as_json")
 
 
 @click.command(
@@ -137,6 +138,7 @@ def open_talk(chosen: TalkOptions, question: str, room: int) -> Iterator[Talk]:
         n_ctx=n_ctx,
         cache=begun.cache,
         threads=chosen.threads,
+        n_gpu_layers=chosen.n_gpu_layers,
         seed=chosen.seed,
         progress=progress,
         session=begun.folder if begun.stored else None,
@@ -148,7 +150,8 @@ def open_talk(chosen: TalkOptions, question: str, room: int) -> Iterator[Talk]:
             keeper.llm = llm
         if library and not begun.stored and conversation.documents:
             try:
-                read(llm, conversation.shared_tokens(llm), library, keeper.warn)
+                names = ", ".join(document.name for document in conversation.documents)
+                read(llm, conversation.shared_tokens(llm), library, keeper.warn, names)
             except KeyboardInterrupt:
                 bar.close()
                 raise

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from .errors import ConfigError
 
 PAGE = 16  # tokens per page: the granularity of the index, the host tier and the SSD
+UNREAD = 0.01  # CacheConfig.unread where memory is limited
 CELL_ALIGN = 256  # llama.cpp pads the number of cells it attends to to a multiple of this
+DEVICES = ("auto", "host", "ggml", "cuda")
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,21 @@ class CacheConfig:
     ram_limit : int, optional
         Most bytes of K and V pages in host memory; the others lie on the disk. By default
         everything is in memory.
+    unread : float, optional
+        What a decode step may do without rather than read it from the disk, 0 to 0.5: the root of
+        the sum of the squared attention weights, of one head; see `admission.Admission`. 0: every
+        candidate is read, and the answer is that of a cache in memory, bit for bit. By default
+        0.01 with a `ram_limit`, else 0.
     selective : float, optional
         Share of a reopened session's pages, 0.05 to 0.5, that a new question reads; the answer is
         then not exact. By default it reads all.
+    device : str
+        How llama.cpp's cells are reached: "host" in place, "ggml" through the functions of
+        llama.cpp's backends, "cuda" through cupy. By default ("auto") each layer's own memory
+        decides.
+    stream_limit : int
+        Most bytes of GPU memory for the buffers through which the host tier streams while a
+        prompt is read; for "cuda" alone.
     """
 
     budget: int = 256
@@ -41,7 +55,10 @@ class CacheConfig:
     candidate_pages: int = 1024
     seed: int = 0
     ram_limit: int | None = None
+    unread: float | None = None
     selective: float | None = None
+    device: str = "auto"
+    stream_limit: int = 256 << 20
 
     def __post_init__(self) -> None:
         """Fill in the defaults that depend on the budget, and check everything."""
@@ -63,8 +80,21 @@ class CacheConfig:
             raise ConfigError(f"candidate_pages is {self.candidate_pages}; it must be at least 1.")
         if self.ram_limit is not None and self.ram_limit < 1:
             raise ConfigError(f"ram_limit is {self.ram_limit} bytes; it must be positive.")
+        if not 0 <= self.most_unread <= 0.5:
+            raise ConfigError(f"unread is {self.unread}; it must lie between 0 and 0.5.")
         if self.selective is not None and not 0.05 <= self.selective <= 0.5:
             raise ConfigError(f"selective is {self.selective}; it must lie between 0.05 and 0.5.")
+        if self.device not in DEVICES:
+            raise ConfigError(f"device is {self.device!r}; it must be one of {', '.join(DEVICES)}.")
+        if self.stream_limit < 1:
+            raise ConfigError(f"stream_limit is {self.stream_limit} bytes; it must be positive.")
+
+    @property
+    def most_unread(self) -> float:
+        """`unread`, or its default."""
+        if self.unread is not None:
+            return self.unread
+        return 0.0 if self.ram_limit is None else UNREAD
 
     def n_cells(self, n_batch: int, n_swa: int = 0) -> int:
         """Cells of llama.cpp's own cache: budget + n_batch + n_swa, padded to `CELL_ALIGN`.

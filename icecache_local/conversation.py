@@ -43,6 +43,7 @@ def open_model(
     n_ctx: int,
     cache: CacheConfig | None,
     threads: int | None = None,
+    n_gpu_layers: int = 0,
     seed: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     attribution: bool = False,
@@ -58,6 +59,8 @@ def open_model(
     cache : CacheConfig
     threads : int, optional
         By default all physical cores this process may use.
+    n_gpu_layers : int
+        Layers on GPUs; -1 for all.
     seed : int, optional
         Of the sampler; random by default.
     progress : callable, optional
@@ -83,6 +86,7 @@ def open_model(
         cache=cache,
         n_threads=threads,
         n_threads_batch=threads,
+        n_gpu_layers=n_gpu_layers,
         seed=LLAMA_DEFAULT_SEED if seed is None else seed,
         progress=progress,
         attribution=attribution,

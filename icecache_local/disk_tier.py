@@ -14,7 +14,15 @@ from xxhash import xxh3_64_intdigest
 from .config import PAGE
 from .errors import DiskTierError, SessionDamagedError
 from .host_pages import ABSENT, WANTED, WRITTEN, HostPages
-from .record_io import ALIGN, SpillFile, buffer, open_direct, read_records, write_records
+from .record_io import (
+    ALIGN,
+    SpillFile,
+    aligned,
+    buffer,
+    open_direct,
+    read_records,
+    write_records,
+)
 from .replacement import held_blocks, rank, touch
 
 if TYPE_CHECKING:
@@ -72,6 +80,7 @@ class DiskTier:
         self.share: int | None = None
         self.read_bytes = self.written_bytes = 0
         self.failed = False
+        self.n_copies = 0  # pages of copies in memory, see `LayerCache`
         self.clock = 1
         self._memory = pages.arena.block_of(pages.kv)
         self._rows = pages.kv.reshape(heads * capacity, width).view(np.uint8)
@@ -82,6 +91,7 @@ class DiskTier:
         self.uses = zeros((heads, capacity), np.int32)
         self.importance = zeros((heads, capacity), np.float32)
         self._place = zeros((heads * capacity,), np.uint8)
+        self._spilled_to = zeros((heads * capacity,), np.int64)  # record of a page IN_SPILL
         self._blocks = zeros((heads * capacity // pages.per_block,), np.int64)
         self._scores = zeros((heads * capacity // pages.per_block,), np.float32)
         self._absent = np.zeros(heads, np.int64)
@@ -150,11 +160,22 @@ class DiskTier:
     def fetch_wanted(self) -> None:
         """Bring those pages into memory that the index has marked."""
         self.settle()
+        self._read_guarded(self._take_wanted())
+
+    def prefetch_wanted(self) -> None:
+        """Begin to `fetch_wanted`; the next call of another method waits for the end."""
+        self.settle()
+        absent = self._take_wanted()
+        if len(absent):
+            self._ahead = _background().submit(self._read_guarded, absent)
+
+    def _take_wanted(self) -> np.ndarray:
+        """Pages that the index has marked and that are absent, int64 [n]; none leaves now."""
         self.clock += 1
         wanted = np.flatnonzero(self._state & WANTED)
         self.last_used.reshape(-1)[wanted] = self.clock
         self._state[wanted] &= ~np.uint8(WANTED)
-        self._read_guarded(wanted[self._state[wanted] & ABSENT > 0])
+        return wanted[self._state[wanted] & ABSENT > 0]
 
     def fetch_all(self) -> None:
         """Bring all pages into memory, in the order of the file, whatever the share."""
@@ -184,21 +205,20 @@ class DiskTier:
             ahead, self._ahead = self._ahead, None
             ahead.result()
 
-    def block(self, head: int, first: int, last: int) -> np.ndarray:
-        """K and V of pages [first, last) of a head, wherever they are; uint16 [n, width].
+    def some(self, head: int, numbers: np.ndarray) -> np.ndarray:
+        """Copy K and V of pages (int [n]) of a head, wherever they are; uint16 [n, width].
 
-        A copy where any of them is absent; nothing comes into memory for good.
+        Nothing comes into memory for good.
         """
         self.settle()
-        kv = self.pages.kv[head, first:last]
-        numbers = np.arange(first, last) + head * self.pages.capacity
-        absent = np.flatnonzero(self._state[numbers] & ABSENT)
-        if len(absent):
-            kv = kv.copy()
-            try:
-                self._read_into(numbers[absent], kv.view(np.uint8), absent)
-            except OSError as error:
-                raise self._error(error) from None
+        rows = aligned(len(numbers), self.pages.page_bytes)
+        kv = rows.view(np.uint16)
+        kv[:] = self.pages.kv[head, numbers]
+        absent = np.flatnonzero(self.pages.state[head, numbers] & ABSENT)
+        try:
+            self._read_into(numbers[absent] + head * self.pages.capacity, rows, absent)
+        except OSError as error:
+            raise self._error(error) from None
         return kv
 
     # -- room --------------------------------------------------------------------------------
@@ -209,7 +229,7 @@ class DiskTier:
         pages = self.pages
         first_block = -(-self.first_page // pages.per_block)
         held = held_blocks(pages.state, pages.n_pages, pages.per_block, first_block)
-        return held * pages.per_block * pages.page_bytes
+        return (held * pages.per_block + self.n_copies) * pages.page_bytes
 
     @property
     def nbytes_absent(self) -> int:
@@ -259,8 +279,9 @@ class DiskTier:
         leave = min(n, -(-over // block_bytes) + self.share // SLACK // block_bytes)
         if leave == 0:
             return
-        worst = np.argpartition(self._scores[:n], leave - 1)[:leave] if leave < n else slice(n)
-        self._drop(np.sort(self._blocks[:n][worst]))
+        # Head by head among equals: what stays, and what will be read again, stays together.
+        worst = np.argsort(self._scores[:n], kind="stable")[:leave]
+        self._drop(np.sort(self._blocks[worst]))
 
     def _drop(self, blocks: np.ndarray) -> None:
         """Give back the memory of `blocks` (int64 [n], ascending), after writing what is new."""
@@ -273,8 +294,10 @@ class DiskTier:
         self._write(numbers[(state & ABSENT == 0) & full & stale])
         self._state[numbers] = ABSENT
         size = k * pages.page_bytes
-        for run in np.split(blocks, np.flatnonzero(np.diff(blocks) != 1) + 1):
-            self._memory.madvise(mmap.MADV_DONTNEED, int(run[0]) * size, len(run) * size)
+        first = np.flatnonzero(np.diff(blocks, prepend=-2) != 1)
+        lengths = np.diff(first, append=len(blocks)) * size
+        for start, length in zip((blocks[first] * size).tolist(), lengths.tolist(), strict=True):
+            self._memory.madvise(mmap.MADV_DONTNEED, start, length)
 
     # -- the disk ----------------------------------------------------------------------------
 
@@ -297,45 +320,50 @@ class DiskTier:
         self._state[numbers] &= ~np.uint8(ABSENT)
 
     def _read_into(self, numbers: np.ndarray, rows: np.ndarray, at: np.ndarray) -> None:
-        """Copy pages from the disk to rows[at]; rows uint8 [n, page_bytes]."""
+        """Copy pages from the disk to rows[at]; rows uint8 [n, page_bytes], aligned."""
         places = self._place[numbers]
-        space = buffer(self._record)
         for place in (IN_SOURCE, IN_SPILL):
             which = np.flatnonzero(places == place)
-            for first in range(0, len(which), len(space)):
-                part = which[first : first + len(space)]
-                data = space[: len(part)]
-                if place == IN_SOURCE:
-                    self._read_source(numbers[part], data)
-                else:
-                    read_records(self._spill.fd, numbers[part], data)
-                rows[at[part]] = data[:, : rows.shape[1]]
-                self.read_bytes += data.size
+            if not len(which):
+                continue
+            if place == IN_SOURCE:
+                heads, pages = np.divmod(numbers[which], self.pages.capacity)
+                records = self._source.records(heads, pages)
+                read_records(self._source_fd, records, rows, at[which], self._record)
+                self._check(records, rows, at[which])
+            else:
+                records = self._spilled_to[numbers[which]]
+                read_records(self._spill.fd, records, rows, at[which], self._record)
+            self.read_bytes += len(which) * self._record
 
-    def _read_source(self, numbers: np.ndarray, data: np.ndarray) -> None:
-        source, capacity = self._source, self.pages.capacity
-        records = numbers // capacity * source.n_pages + numbers % capacity
-        read_records(self._source_fd, records, data)
-        expected = source.checksums[records].tolist()
-        for row, checksum in zip(data[:, : self.pages.page_bytes], expected, strict=True):
-            if xxh3_64_intdigest(row) != checksum:
-                raise SessionDamagedError(
-                    f"{source.path} is damaged; remove the session and read the text again."
-                )
+    def _check(self, records: np.ndarray, rows: np.ndarray, at: np.ndarray) -> None:
+        """Compare the checksums of records of the source that were read to rows[at].
+
+        In one thread: the calls are so short that several would only wait for one another.
+        """
+        size, memory = rows.shape[1], memoryview(rows.reshape(-1))
+        found = [xxh3_64_intdigest(memory[i * size : (i + 1) * size]) for i in at.tolist()]
+        if found != self._source.checksums[records].tolist():
+            raise SessionDamagedError(
+                f"{self._source.path} is damaged; remove the session and read the text again."
+            )
 
     def _write(self, numbers: np.ndarray) -> None:
-        """Write pages (int64 [n], ascending) to the spill file."""
+        """Write pages (int64 [n]) to the spill file, those new to it behind one another."""
         if not len(numbers):
             return
         if self._spill is None:
             self._spill = SpillFile(self._record)
+        new = numbers[self._place[numbers] != IN_SPILL]
+        self._spilled_to[new] = self._spill.extend(len(new))
+        numbers = numbers[np.argsort(self._spilled_to[numbers])]
         space = buffer(self._record)
         try:
             for first in range(0, len(numbers), len(space)):
                 part = numbers[first : first + len(space)]
                 data = space[: len(part)]
                 data[:, : self.pages.page_bytes] = self._rows[part]
-                write_records(self._spill.fd, part, data)
+                write_records(self._spill.fd, self._spilled_to[part], data)
                 self.written_bytes += data.size
         except OSError as error:
             raise self._error(error) from None

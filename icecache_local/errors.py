@@ -21,6 +21,10 @@ class HostMemoryError(IceCacheError, MemoryError):
     """The host tier does not fit in the memory of this machine."""
 
 
+class DeviceError(IceCacheError, RuntimeError):
+    """A GPU has failed or has no memory left; the host tier is as it was."""
+
+
 class ContextFullError(IceCacheError, ValueError):
     """The tokens do not fit in `n_ctx`."""
 

@@ -28,7 +28,6 @@ class _HeaderReader(GGUFReader):
     The base class makes several numpy objects per vocabulary entry: seconds for 150k tokens.
     """
 
-    tensor_bytes: int
     data_end: int
 
     def _get_field_parts(self, orig_offs: int, raw_type: int) -> tuple[int, list, list, list]:
@@ -58,16 +57,17 @@ class _HeaderReader(GGUFReader):
         return offset
 
     def _build_tensors(self, start_offs: int, fields: list[ReaderField]) -> None:
-        """Sum up the tensors' bytes and find where the last one ends."""
-        self.tensor_bytes, self.data_end = 0, 0
+        """Find the size of each tensor and where the last one ends."""
+        self.data_end = 0
         self.rows: dict[str, int] = {}
+        self.bytes_of: dict[str, int] = {}
         for field in fields:
             _, name, _, dims, raw_type, offset = field.parts
             block, size = GGML_QUANT_SIZES[GGMLQuantizationType(int(raw_type[0]))]
             n_bytes = math.prod(dims.tolist()) // block * size
-            self.tensor_bytes += n_bytes
             self.data_end = max(self.data_end, start_offs + int(offset[0]) + n_bytes)
             self.rows[bytes(name).decode()] = int(dims[-1])
+            self.bytes_of[bytes(name).decode()] = n_bytes
 
 
 class Header:
@@ -76,18 +76,18 @@ class Header:
     Attributes
     ----------
     path : Path
-    tensor_bytes : int
-        Bytes of the tensors in this file.
     tensor_names : frozenset of str
         Names of the tensors in this file.
+    bytes_of : dict of str to int
+        Bytes of each tensor in this file.
     n_vocab : int
         Vocabulary size, 0 if neither tokenizer nor embedding matrix are in the file.
     """
 
     def __init__(self, path: Path, reader: _HeaderReader) -> None:
         self.path = path
-        self.tensor_bytes = reader.tensor_bytes
         self.tensor_names = frozenset(reader.rows)
+        self.bytes_of = reader.bytes_of
         self._values = {
             name: field.contents()
             for name, field in reader.fields.items()

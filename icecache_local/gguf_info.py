@@ -68,6 +68,8 @@ class ModelInfo:
         Context the model was trained for, in tokens, 0 if the file does not tell.
     weight_bytes : int
         Bytes of all tensors, all parts together.
+    block_bytes : tuple of int
+        Bytes of each layer's tensors, and of the output's as the last.
     is_mla : bool
         Multi-head latent attention with a compressed cache.
     is_recurrent : bool
@@ -98,6 +100,7 @@ class ModelInfo:
     n_experts_used: int
     n_ctx_train: int
     weight_bytes: int
+    block_bytes: tuple[int, ...]
     is_mla: bool
     is_recurrent: bool
     max_alibi_bias: float
@@ -140,6 +143,18 @@ class ModelInfo:
         heads = sum(g for g, swa in zip(self.kv_heads, self.sliding, strict=True) if swa)
         return 2 * heads * (self.head_dim_k_swa + self.head_dim_v_swa)
 
+    def cell_bytes(self, layer: int) -> int:
+        """Bytes of one token's f16 K and V in one layer."""
+        k, v = self.head_dim_k, self.head_dim_v
+        if self.sliding[layer]:
+            k, v = self.head_dim_k_swa, self.head_dim_v_swa
+        return 2 * self.kv_heads[layer] * (k + v)
+
+    def blocks_on_gpu(self, n_gpu_layers: int) -> range:
+        """Layers that llama.cpp puts on GPUs: the last ones, the output counted as one; -1 all."""
+        first = 0 if n_gpu_layers < 0 else max(0, self.n_layers + 1 - n_gpu_layers)
+        return range(first, self.n_layers)
+
 
 def read_model_info(path: str | Path) -> ModelInfo:
     """Read the header of a GGUF model.
@@ -168,9 +183,9 @@ def read_model_info(path: str | Path) -> ModelInfo:
     if not isinstance(arch, str):
         raise ModelFileError(f"{path} names no architecture; it holds no model, download another.")
     _refuse_non_generators(path, arch, header)
-    weight_bytes = header.tensor_bytes + sum(p.tensor_bytes for p in read_parts(header))
+    sizes = [size for part in (header, *read_parts(header)) for size in part.bytes_of.items()]
     try:
-        return _model_info(path, arch, header, weight_bytes)
+        return _model_info(path, arch, header, sizes)
     except (TypeError, ValueError, IndexError, ZeroDivisionError) as error:
         if isinstance(error, (ModelFileError, UnsupportedModelError)):
             raise
@@ -196,7 +211,7 @@ def _refuse_non_generators(path: Path, arch: str, header: Header) -> None:
         )
 
 
-def _model_info(path: Path, arch: str, header: Header, weight_bytes: int) -> ModelInfo:
+def _model_info(path: Path, arch: str, header: Header, sizes: list[tuple[str, int]]) -> ModelInfo:
     """Assemble a ModelInfo from the header's key/value pairs."""
 
     def get(key: str, default: Any = None) -> Any:
@@ -230,6 +245,7 @@ def _model_info(path: Path, arch: str, header: Header, weight_bytes: int) -> Mod
     n_ff = max(_per_layer(get("feed_forward_length", 0), n_layers))
     if used:
         n_ff = max(used * int(get("expert_feed_forward_length", n_ff)), 1)
+    weight_bytes = sum(n_bytes for _, n_bytes in sizes)
     n_vocab = header.n_vocab or int(get("vocab_size", 0))
     if min(dim_k, dim_v, *kv_heads) < 0 or dim_k == 0 or weight_bytes == 0:
         raise ModelFileError(f"{path} is damaged: impossible sizes; download it again.")
@@ -252,12 +268,28 @@ def _model_info(path: Path, arch: str, header: Header, weight_bytes: int) -> Mod
         n_experts_used=used,
         n_ctx_train=int(get("context_length", 0)),
         weight_bytes=weight_bytes,
+        block_bytes=_block_bytes(sizes, n_layers),
         is_mla=is_mla,
         is_recurrent=any(recurrent) or get("ssm.state_size") is not None,
         max_alibi_bias=float(get("attention.max_alibi_bias", 0.0)),
         n_shared_layers=n_shared,
         rope_border=_rope_border(get, header),
     )
+
+
+def _block_bytes(sizes: list[tuple[str, int]], n_layers: int) -> tuple[int, ...]:
+    """Bytes of each layer's tensors, then of the output's; a tied embedding is loaded twice."""
+    blocks, embedding, tied = [0] * (n_layers + 1), 0, True
+    for name, n_bytes in sizes:
+        block = re.match(r"blk\.(\d+)\.", name)
+        if block and int(block[1]) < n_layers:
+            blocks[int(block[1])] += n_bytes
+        elif name.startswith("output"):
+            blocks[-1] += n_bytes
+            tied = tied and name != "output.weight"
+        elif name == "token_embd.weight":
+            embedding += n_bytes
+    return *blocks[:-1], blocks[-1] + (embedding if tied else 0)
 
 
 def _rope_border(get: Any, header: Header) -> int:

@@ -50,9 +50,13 @@ def check_graph(info: ModelInfo, hook: Hook, n_swa: int) -> None:
     for i in range(info.n_layers):
         if layers[i].seen and i not in info.cached_layers and i not in sliding:
             _refuse(i, "the header does not tell of this layer's cache")
-    masks = {layers[i].mask for i in (*info.cached_layers, *readers)}
-    if len(masks) != 1 or masks & {layers[i].mask for i in sliding if layers[i].seen}:
-        _refuse(info.cached_layers[0], "the header does not tell which layers slide")
+    for memory in {_memory(layers[i]) for i in info.cached_layers}:
+        # Each backend that a model is split between has a copy of the masks.
+        here = [i for i in (*info.cached_layers, *readers) if _memory(layers[i]) == memory]
+        masks = {layers[i].mask for i in here}
+        others = {layers[i].mask for i in sliding if layers[i].seen}
+        if len(masks) != 1 or masks & others:
+            _refuse(layers[here[0]].layer, "the header does not tell which layers slide")
 
 
 def _refuse(layer: int, reason: str | None) -> None:
@@ -80,10 +84,9 @@ def _reason(layer: ffi.CData) -> str | None:
         reason = "its KV cells have an unknown layout"
     elif layer.n_heads % layer.n_kv_heads or lib.ice_attention_scratch(1, layer.dk, layer.dv) < 0:
         reason = f"its heads are of {layer.dk} and {layer.dv} dims, not multiples of 8 up to 576"
-    elif not _is_host(layer.k_buffer) or not _is_host(layer.v_buffer):
-        reason = "its KV cells lie in device memory (pass offload_kqv=False)"
     return reason
 
 
-def _is_host(buffer: ffi.CData) -> bool:
-    return ggml.buffer_is_host(int(ffi.cast("intptr_t", buffer)))
+def _memory(layer: ffi.CData) -> int:
+    """Kind of memory in which a layer's cells lie: ggml_backend_buffer_type_t."""
+    return ggml.buffer_type(int(ffi.cast("intptr_t", layer.k_buffer)))

@@ -97,6 +97,7 @@ class Hook:
         self.c.cells_capacity = n_batch
         self.c.on_layer = lib.ice_on_layer
         self.c.listener = self._handle
+        self.c.tensor_get = ffi.cast(ffi.typeof(self.c.tensor_get), ggml.address(ggml.tensor_get))
 
     def take(self, layers: Sequence[int]) -> None:
         """Listen to these layers alone; all others are left to llama.cpp."""

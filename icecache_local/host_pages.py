@@ -77,22 +77,30 @@ class HostPages:
         """Bytes of one page's K and V."""
         return self.kv.strides[1]
 
-    def block(self, head: int, first: int, last: int) -> np.ndarray:
-        """K and V of one head's pages [first, last); uint16 [last - first, PAGE * (Dk + Dv)]."""
+    def some(self, head: int, numbers: np.ndarray) -> np.ndarray:
+        """Copy K and V of pages (int [n]) of a head, from wherever they are.
+
+        uint16 [n, PAGE * (Dk + Dv)].
+        """
         if self.tier is not None:
-            return self.tier.block(head, first, last)
-        return self.kv[head, first:last]
+            return self.tier.some(head, numbers)
+        return self.kv[head, numbers]
 
     def fill_from(self, file: PageFile, last: int | None = None) -> None:
-        """Read the pages of a stored layer, or those before `last`; the page table stays.
+        """Read the pages of a stored layer; the page table is in place and stays.
+
+        With `last`, only those before `last` that hold anything.
 
         Raises
         ------
         SessionDamagedError
         """
-        last = file.n_pages if last is None else min(last, file.n_pages)
-        for head, pages in enumerate(self.kv[:, :last]):
-            file.read(np.arange(last) + head * file.n_pages, pages)
+        if last is None:
+            heads, pages = np.divmod(np.arange(len(self.kv) * file.n_pages), file.n_pages)
+        else:
+            heads, pages = np.nonzero(self.fill[:, : min(last, file.n_pages)])
+        rows = self.kv.reshape(-1, self.kv.shape[2])
+        file.read(file.records(heads, pages), rows, heads * self.capacity + pages)
 
     def clear(self) -> None:
         """Forget everything and return the memory to the OS."""
@@ -130,3 +138,8 @@ class OrderedPages:
     def tables(self) -> dict[str, np.ndarray]:
         """Return nothing: the order says it all."""
         return {}
+
+    def page_order(self) -> np.ndarray:
+        """Pages by number; int32 [G, pages]."""
+        heads, used = len(self.pages.n_pages), int(self.pages.n_pages.max())
+        return np.tile(np.arange(used, dtype=np.int32), (heads, 1))

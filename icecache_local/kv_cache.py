@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,10 +13,11 @@ import numba
 import numpy as np
 
 from ._native import ffi
-from .attention import Attention, queries
+from .attention import Attention
 from .attribution import Attribution
 from .config import CacheConfig, ModelShape
-from .device.host import HostDevice
+from .device.base import Device
+from .device.choose import open_devices
 from .errors import ContextFullError, IceCacheError, UnsupportedModelError
 from .gguf_info import ModelInfo
 from .graph_check import check_graph, layer_shape
@@ -85,7 +87,7 @@ class KVCache:
         most = numba.config.NUMBA_NUM_THREADS
         self._n_threads = {DECODE: min(n_threads, most), PREFILL: min(n_threads_batch, most)}
         self._attention = Attention(n_threads_batch)
-        self._devices: dict[int, HostDevice] = {}
+        self._devices: dict[int, Device] = {}
         self._layers: dict[int, LayerCache] = {}
         self._budget: RamBudget | None = None  # None while all pages are in memory
         self._reprefill = None if config.selective is None else Reprefill(config.selective)
@@ -136,7 +138,8 @@ class KVCache:
                 "llama.cpp does not tell of every attention layer of this model before it runs; "
                 "use llama_cpp.Llama for it."
             )
-        self._devices = {i: HostDevice(self.hook.layers[i]) for i in self.info.cached_layers}
+        owners = {i: self.hook.layers[i] for i in self.info.cached_layers}
+        self._devices = open_devices(owners, self.config, self._attention)
 
     def _probe(self, ctx: object, mode: int) -> list[int]:
         """Decode a first token and forget it; the places that the hook called for, in order."""
@@ -175,6 +178,7 @@ class KVCache:
                 f"{n_past + n_new} tokens do not fit in n_ctx = {self.n_ctx}: raise n_ctx or "
                 f"shorten the conversation."
             )
+        self._finish_insertions()
         mode = DECODE if n_new == 1 and not exact else PREFILL
         numba.set_num_threads(self._n_threads[mode])  # holds for the calling thread only
         if not self.truncate(n_past):
@@ -191,7 +195,8 @@ class KVCache:
         self.counters.sparse_steps += mode == DECODE
         if self._budget is not None:
             with self._no_page_lost():
-                self._budget.begin(n_new, reading=mode == PREFILL)
+                part = self._reprefill.share if self._selective else 1.0
+                self._budget.begin(n_new, reading=mode == PREFILL, part=part)
         self.hook.begin(mode)
 
     def end(self, n_new: int) -> None:
@@ -207,6 +212,8 @@ class KVCache:
             self._moved_cell = None
             if self.journal is not None:
                 self.journal.appended(n_new)
+            for tier in self._budget.tiers if self._budget is not None else []:
+                tier.prefetch_wanted()  # not earlier: it would slow down what computes
         else:
             self._cell_of[self.n_tokens : self.n_tokens + n_new] = cells
         self.n_tokens += n_new
@@ -225,38 +232,50 @@ class KVCache:
     def _on_layer(self, place: int) -> None:
         """Act on one attention; readers find the cells written by the layer that owns them."""
         layer = self.hook.layers[place]
-        cache, owns = self._layers[layer.layer], place == layer.layer
+        cache, device = self._layers[layer.layer], self._devices[layer.layer]
+        owns = place == layer.layer
         cells = np.frombuffer(ffi.buffer(self.hook.c.cells, 8 * self.hook.c.n_cells), np.int64)
         if owns and self._moved_cell is not None:
             cache.rewrite(self._moved_cell, self.n_tokens - 1)
         if self.hook.c.mode == PREFILL:
-            self._attention.run(layer, cache.pages, cells, self._fill_of_pages_read(layer, cache))
+            device.attend(layer, cache.pages, cells, self._fill_of_pages_read(layer, cache))
             if place == self._last_reader[layer.layer]:
-                cache.append(cells)  # attention sees the new tokens in the cells, causally
+                cache.append(cells, finish=False)  # attention saw the new tokens in the cells
                 if self._budget is not None:
                     self._budget.leave(cache.pages.tier)
             return
+        start = time.perf_counter_ns()
         if owns:
-            cache.append(cells)
-        q = np.frombuffer(ffi.buffer(layer.q, 4 * layer.n_heads * layer.dk), np.float32)
-        cache.load(q.reshape(layer.n_heads, layer.dk), layer.scale, self._real_from)
+            q, rows = device.newest(layer, cells)
+            cache.append_rows(*rows)
+        else:
+            q = device.queries(layer)[0]
+        self.counters.add_stage("append", start)
+        cache.load(q, layer.scale, self._real_from)
         if self.attribution is not None:
             self.attribution.add(cache.selector.tokens, cache.selector.weights)
+
+    @property
+    def _selective(self) -> bool:
+        """Whether a prompt attends to a share of the pages: those of a session that was opened."""
+        return self._reprefill is not None and all(t.has_source for t in self._budget.tiers)
 
     def _fill_of_pages_read(self, layer: ffi.CData, cache: LayerCache) -> np.ndarray | None:
         """Bring the pages into memory that a prompt attends to; see `Attention.run`."""
         tier = cache.pages.tier
         if tier is None:
             return None
-        if self._reprefill is None or not tier.has_source:
+        if not self._selective:
             self._budget.enter(tier)
             return None
         caches = list(self._layers.values())
         place = caches.index(cache)
-        chosen = self._reprefill.choose(place, cache, queries(layer), layer.scale)
+        chosen = self._reprefill.choose(place, cache, cache.device.queries(layer), layer.scale)
         self._budget.enter_with(tier, chosen)
         for following in caches[place + 1 : place + 2]:
-            self._budget.read_ahead(following.pages.tier, self._reprefill.guess(following))
+            ahead = self._reprefill.ahead(place + 1, following)
+            if ahead is not None:
+                self._budget.read_ahead(following.pages.tier, ahead)
         fill = np.zeros_like(cache.pages.fill)
         fill[:, : cache.first_leaf] = cache.pages.fill[:, : cache.first_leaf]
         for g, pages in enumerate(chosen):
@@ -281,6 +300,8 @@ class KVCache:
         self._real_cells = self._cell_of[self._n_carriers : n].tolist()
 
     def _new_layers(self, carriers: np.ndarray) -> dict[int, LayerCache]:
+        for device in self._devices.values():
+            device.forget()
         return {
             number: self.layer_class(
                 number,
@@ -317,6 +338,7 @@ class KVCache:
         if n_tokens == 0:
             self.clear()
             return True
+        self._finish_insertions()
         if not self._windows_reach(n_tokens):
             done = False
         elif not self.sparse:
@@ -400,6 +422,12 @@ class KVCache:
                 self.clear()
             raise
 
+    def _finish_insertions(self) -> None:
+        """Index what the latest prompt left to be indexed, while pages were read for it."""
+        with self._no_page_lost():
+            for cache in self._layers.values():
+                cache.finish()
+
     def _leave_journal(self) -> None:
         """Do what no journal can redo."""
         if self.journal is not None:
@@ -445,6 +473,7 @@ class KVCache:
 
     def state(self) -> dict[str, object]:
         """Everything beside llama.cpp's own state; see `load_state`."""
+        self._finish_insertions()
         cells = np.concatenate([self._cell_of[: self._n_held], self._real_cells]).astype(np.int32)
         return {
             "settings": self._settings,
@@ -491,7 +520,7 @@ class KVCache:
         return self._layers
 
     @property
-    def devices(self) -> dict[int, HostDevice]:
+    def devices(self) -> dict[int, Device]:
         """The layers' cells by number."""
         return self._devices
 
@@ -508,11 +537,14 @@ class KVCache:
 
         In the dense phase C is 0 and n_real is all tokens.
         """
+        self._finish_insertions()
         if not self.sparse:
             return _ranks(self._cell_of[: self.n_tokens]), self.n_tokens
         if self._moved_cell is not None:  # the slots' cells will be rotated
             for cache in self._layers.values():
                 cache.slots.clear()
+        else:  # the next step would do it, and what has no cell need not be restored
+            self._drop_real(max(self.config.budget - self._n_carriers - 1, self.n_swa))
         cells = np.concatenate([self._cell_of[: self._n_carriers], self._real_cells])
         return _ranks(cells), len(self._real_cells)
 
@@ -562,7 +594,10 @@ class KVCache:
     @property
     def _settings(self) -> tuple[object, ...]:
         shapes = [self.shape_of(i) for i in self._devices]
-        config = replace(self.config, ram_limit=None, selective=None)  # no matter to a state
+        config, default = self.config, CacheConfig()
+        # No matter to a state: where K and V lie, and how much of them is read.
+        for name in ("ram_limit", "unread", "selective", "device", "stream_limit"):
+            config = replace(config, **{name: getattr(default, name)})
         return (config, self.n_ctx, self.n_batch, shapes)
 
     @property
@@ -572,11 +607,13 @@ class KVCache:
 
     def shuffle(self, rng: np.random.Generator) -> None:
         """Permute the resident tokens among their slots: attention must not notice."""
+        self._finish_insertions()
         for cache in self._layers.values():
             cache.shuffle(rng)
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless every token is where the tables say, exactly once."""
+        self._finish_insertions()
         for cache in self._layers.values():
             cache.check_integrity(self.n_tokens)
 

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 import numba
 import numpy as np
 
+from .admission import Admission
 from .config import PAGE, CacheConfig, ModelShape
 from .decode_step import DecodeStep
-from .device.host import HostDevice
+from .device.base import Device
 from .disk_tier import DiskTier
 from .host_pages import HostPages
 from .mdci import MDCIndex
+from .memory import is_begin
 from .replacement import credit
 from .selection import Selector
 from .slots import SlotTable
@@ -28,11 +30,12 @@ class LayerCache:
 
     Pages of the host tier, per KV head::
 
-        | sink | tail ring: newest tokens in order | leaves of the index |
-        0      first_tail                          first_leaf
+        | sink | tail ring: newest tokens in order | leaves of the index | copies |
+        0      first_tail                          first_leaf            first_copy
 
     The tail holds the window and the tokens not yet indexed; full pages older than the window
-    move to the index.
+    move to the index. Copies are rows of a reopened session's resident tokens, in the order of the
+    slots: they can be scored and restored while their pages are on the disk.
 
     Parameters
     ----------
@@ -40,7 +43,7 @@ class LayerCache:
         llama.cpp's layer number.
     shape : ModelShape
     config : CacheConfig
-    device : HostDevice
+    device : Device
         The layer's cells.
     cells : int32 array [C]
         Cells of the carriers; the first `config.sink` hold the sink for ever.
@@ -57,7 +60,7 @@ class LayerCache:
         layer: int,
         shape: ModelShape,
         config: CacheConfig,
-        device: HostDevice,
+        device: Device,
         cells: np.ndarray,
         n_ctx: int,
         n_batch: int,
@@ -71,15 +74,22 @@ class LayerCache:
         self.first_tail = -(-config.sink // PAGE)
         self.n_ring = -(-(self.window + PAGE + n_batch) // PAGE) + 1
         self.first_leaf = self.first_tail + self.n_ring
-        self.pages = HostPages(shape, self.first_leaf + MDCIndex.pages_for(n_ctx))
+        self.first_copy = self.first_leaf + MDCIndex.pages_for(n_ctx)
+        self._n_copies = -(-(len(cells) - config.sink) // PAGE)
+        self.pages = HostPages(shape, self.first_copy + self._n_copies)
         self.index = MDCIndex(self.pages, self.first_leaf, config, layer)
         if config.ram_limit is not None:
             DiskTier(self.pages, self.first_leaf)
         self.place(cells)
         self.slots = SlotTable(shape.n_kv_heads, len(self.slot_cells), n_ctx)
         self.selector = Selector(self.pages, shape, len(self.slot_cells))
+        self._admission = Admission(
+            *(self.pages, self.first_leaf, self.first_copy),
+            *(len(self.slot_cells), config.most_unread),
+        )
+        self._inserting: np.ndarray | None = None  # pages that are being indexed
         chooses_itself = type(self).choose is LayerCache.choose
-        at_once = chooses_itself and isinstance(device, HostDevice)
+        at_once = chooses_itself and device.in_place
         self._step = DecodeStep(self) if at_once else None
         self._start_tail(config.sink)
 
@@ -110,11 +120,17 @@ class LayerCache:
         row = (self.ring_row + position - self.tail_start) % (self.n_ring * PAGE)
         return self.first_tail * PAGE + row
 
-    def append(self, cells: np.ndarray) -> None:
-        """Copy the tokens that follow the last one from `cells` (int64 [T]) to the host tier."""
-        self.append_rows(*self.device.rows(cells))
+    def append(self, cells: np.ndarray, finish: bool = True) -> None:
+        """Copy the tokens that follow the last one from `cells` (int64 [T]) to the host tier.
 
-    def append_rows(self, k: np.ndarray, v: np.ndarray, rows: np.ndarray) -> None:
+        Without `finish`, an insertion into the index that has to wait for the disk is left
+        half done: `finish` must be called before anything else is.
+        """
+        self.append_rows(*self.device.rows(cells), finish)
+
+    def append_rows(
+        self, k: np.ndarray, v: np.ndarray, rows: np.ndarray, finish: bool = True
+    ) -> None:
         """Copy the tokens that follow the last one to the host tier.
 
         Parameters
@@ -122,6 +138,8 @@ class LayerCache:
         k, v : uint16 arrays [n, G, Dk] and [n, G, Dv]
         rows : int64 array [T]
             Which of the n rows, in the order of the tokens.
+        finish : bool
+            See `append`.
         """
         _append_rows(
             k,
@@ -140,13 +158,23 @@ class LayerCache:
         n_old = (self.tail_len - self.window) // PAGE
         if n_old > 0:
             pages = self._ring_pages(n_old * PAGE)
-            self.index.insert(pages)
-            if self.pages.tier is not None:
-                self.pages.tier.make_room()
-            self.pages.fill[:, pages] = 0
-            self.pages.ids[:, pages] = 0
-            self.tail_start += n_old * PAGE
-            self.ring_row = (self.ring_row + n_old * PAGE) % (self.n_ring * PAGE)
+            is_done = self.index.begin_insert(pages)
+            self._inserting = pages
+            if is_done or finish:
+                self.finish()
+
+    def finish(self) -> None:
+        """Finish the insertion that `append` has begun."""
+        if self._inserting is None:
+            return
+        pages, self._inserting = self._inserting, None
+        self.index.finish_insert()
+        if self.pages.tier is not None:
+            self.pages.tier.make_room()
+        self.pages.fill[:, pages] = 0
+        self.pages.ids[:, pages] = 0
+        self.tail_start += len(pages) * PAGE
+        self.ring_row = (self.ring_row + len(pages) * PAGE) % (self.n_ring * PAGE)
 
     def load(self, q: np.ndarray, scale: float, real_from: int) -> None:
         """Make the tokens resident that matter to `q`.
@@ -188,6 +216,12 @@ class LayerCache:
         start = counters.add_stage("query", start)
         tier = self.pages.tier
         if tier is not None:
+            tier.settle()
+            if self.config.most_unread > 0:
+                self._admission.admit(
+                    *(q * np.float32(scale), candidates, self.index.log_weights()),
+                    *(self.index.log_mass, self.slots.slot_of),
+                )
             tier.fetch(candidates)
             start = counters.add_stage("fetch", start)
         chosen = self.selector.select(
@@ -232,6 +266,7 @@ class LayerCache:
 
     def truncate(self, n_tokens: int) -> None:
         """Drop every token at position >= `n_tokens`, which must leave sink and window whole."""
+        self.finish()
         if n_tokens >= self.n_tokens:
             return
         tier = self.pages.tier
@@ -249,6 +284,13 @@ class LayerCache:
             if tier is not None:
                 tier.make_room()
         self.slots.truncate(n_tokens)
+        copies = self._copied
+        copies[copies > n_tokens] = 0
+
+    @property
+    def _copied(self) -> np.ndarray:
+        """Position + 1 of each copy, or 0; int32 [G, copies, PAGE]."""
+        return self.pages.ids[:, self.first_copy : self.first_copy + self._n_copies]
 
     def _cut_tail(self, n_tokens: int) -> None:
         used = self._ring_pages(self.tail_len)
@@ -261,8 +303,9 @@ class LayerCache:
     def _places(self, first: int, last: int) -> np.ndarray:
         """Places of the tokens at positions [first, last) per KV head; int32 [G, last - first]."""
         places = np.zeros((self.shape.n_kv_heads, last - first), np.int32)
+        in_tree = last > self.config.sink and first < self.tail_start
         for g, out in enumerate(places):
-            ids = self.pages.ids[g, : self.pages.n_pages[g]].ravel()
+            ids = self.pages.ids[g, : self.pages.n_pages[g] if in_tree else self.first_leaf].ravel()
             rows = np.flatnonzero((ids > first) & (ids <= last))
             out[ids[rows] - 1 - first] = rows
         return places
@@ -303,7 +346,34 @@ class LayerCache:
             "n_pages": self.pages.n_pages.copy(),
             "tail": np.array([self.n_tokens, self.tail_start, self.ring_row]),
             "token_in": self.slots.token_in.copy(),
+            "rows": self._slot_rows(),
         } | {f"index.{name}": array for name, array in self.index.state().items()}
+
+    def page_order(self) -> np.ndarray:
+        """Pages in the order in which they should lie on a disk; int32 [G, pages in use].
+
+        Those below the leaves come first, then the leaves, siblings together, then free pages.
+        """
+        used = int(self.pages.n_pages.max())
+        order = np.zeros((len(self.pages.n_pages), used), np.int32)
+        for g, row in enumerate(order):
+            leaves, _ = self.index.leaves(g)
+            rest = np.ones(used, bool)
+            rest[: self.first_leaf] = rest[leaves] = False
+            row[:] = np.concatenate([np.arange(self.first_leaf), leaves, np.flatnonzero(rest)])
+        return order
+
+    def _slot_rows(self) -> np.ndarray:
+        """K and V in the cells of all valid slots, in pages by slot; uint16 [G, copies, width]."""
+        k, v, at = self.device.rows(self.slot_cells.astype(np.int64))
+        heads, n_slots = self.slots.token_in.shape
+        parts = []
+        for rows in (k, v):
+            part = np.zeros((heads, self._n_copies * PAGE, rows.shape[2]), np.uint16)
+            part[:, :n_slots] = rows[at].transpose(1, 0, 2)
+            part[:, :n_slots][self.slots.token_in == 0] = 0
+            parts.append(part.reshape(heads, self._n_copies, -1))
+        return np.concatenate(parts, axis=2)
 
     def table_limits(self) -> dict[str, np.ndarray]:
         """Arrays as large as those of `tables` may be."""
@@ -313,16 +383,28 @@ class LayerCache:
             "n_pages": self.pages.n_pages,
             "tail": np.zeros(3, np.int64),
             "token_in": self.slots.token_in,
+            "rows": self.pages.kv[:, : self._n_copies],
         } | {f"index.{name}": array for name, array in self.index.arrays().items()}
+
+    def tables_in_place(self) -> dict[str, np.ndarray]:
+        """Those arrays of `table_limits` of which `load_tables` takes a filled view as it is."""
+        small = ("n_pages", "tail", "token_in", "rows", "index.n_pages", "index.meta")
+        return {name: a for name, a in self.table_limits().items() if name not in small}
 
     def load_tables(self, tables: dict[str, np.ndarray]) -> None:
         """Take over the arrays of `tables`; the cache must be new, and K and V are not touched."""
         used = tables["ids"].shape[1]
-        self.pages.ids[:, :used] = tables["ids"]
-        self.pages.fill[:, :used] = tables["fill"]
+        for target, array in ((self.pages.ids, tables["ids"]), (self.pages.fill, tables["fill"])):
+            if not is_begin(target, array):
+                target[:, :used] = array
         self.pages.n_pages[:] = tables["n_pages"]
         self.n_tokens, self.tail_start, self.ring_row = tables["tail"].tolist()
         self.slots.load(tables["token_in"])
+        if "rows" in tables:
+            copies = slice(self.first_copy, self.first_copy + self._n_copies)
+            self.pages.kv[:, copies] = tables["rows"]
+            places = self.first_copy * PAGE + np.arange(self.slots.n_slots)
+            self.pages.ids.reshape(len(self.pages.ids), -1)[:, places] = tables["token_in"]
         index = {n.removeprefix("index."): a for n, a in tables.items() if n.startswith("index.")}
         self.index.load_state(index)
 
@@ -345,13 +427,14 @@ class LayerCache:
             return
         tier = self.pages.tier or DiskTier(self.pages, self.first_leaf)
         tier.open_source(file)
+        tier.n_copies = self.shape.n_kv_heads * self._n_copies
         self.pages.fill_from(file, self.first_leaf)
 
     def state(self) -> dict[str, np.ndarray]:
         """Arrays from which `load_state` makes an equal cache."""
-        tables = {name: array.copy() for name, array in self.tables().items()}
-        heads, used = range(len(tables["ids"])), tables["ids"].shape[1]
-        return tables | {"kv": np.stack([self.pages.block(g, 0, used) for g in heads])}
+        tables = {name: array.copy() for name, array in self.tables().items() if name != "rows"}
+        heads, used = range(len(tables["ids"])), np.arange(tables["ids"].shape[1])
+        return tables | {"kv": np.stack([self.pages.some(g, used) for g in heads])}
 
     def load_state(self, state: dict[str, np.ndarray]) -> None:
         """Take over the arrays of `state`; the cache must be new."""
@@ -362,13 +445,18 @@ class LayerCache:
         """Write every valid slot's token into its cell, as the slot table has it."""
         slots = self.slots
         slots.n_miss[:] = np.count_nonzero(slots.token_in, axis=1)
+        copied = self._copied.reshape(len(slots.token_in), -1)[:, : slots.n_slots]
         for g, row in enumerate(slots.token_in):
             valid = np.flatnonzero(row)
-            ids = self.pages.ids[g, : self.pages.n_pages[g]].ravel()
-            place_of = np.zeros(self.n_tokens + 1, np.int32)
-            place_of[ids] = np.arange(len(ids))
             slots.miss_slots[g, : len(valid)] = valid
-            slots.miss_places[g, : len(valid)] = place_of[row[valid]]
+            slots.miss_places[g, : len(valid)] = self.first_copy * PAGE + valid
+            slots.miss_places[g, len(valid) :] = -1
+            missing = np.flatnonzero(copied[g, valid] != row[valid])
+            if len(missing):
+                ids = self.pages.ids[g, : self.pages.n_pages[g]].ravel()
+                place_of = np.zeros(self.n_tokens + 1, np.int32)
+                place_of[ids] = np.arange(len(ids))
+                slots.miss_places[g, missing] = place_of[row[valid[missing]]]
         if self.pages.tier is not None:
             self.pages.tier.fetch(slots.miss_places[:, : slots.n_miss.max()])
         self.device.upload(
@@ -401,9 +489,9 @@ class LayerCache:
             slots = np.flatnonzero(self.slots.token_in[g])
             places = place_of[self.slots.token_in[g, slots]][None]
             k, v = self._rows(np.array([[g]]), places)
-            cells = self.slot_cells[slots]
-            assert np.array_equal(self.device.k[cells, g], k[:, 0]), f"head {g}: K in a wrong slot"
-            assert np.array_equal(self.device.v[cells, g], v[:, 0]), f"head {g}: V in a wrong slot"
+            k_cells, v_cells, i = self.device.rows(self.slot_cells[slots].astype(np.int64))
+            assert np.array_equal(k_cells[i, g], k[:, 0]), f"head {g}: K in a wrong slot"
+            assert np.array_equal(v_cells[i, g], v[:, 0]), f"head {g}: V in a wrong slot"
 
 
 @numba.njit(cache=True, nogil=True)

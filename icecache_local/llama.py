@@ -25,6 +25,7 @@ from .planner import check_fits, largest_n_ctx
 from .sessions.methods import SessionMethods
 from .stats import CacheStats
 from .support import verdict
+from .vram import check_vram, loading, offloaded
 
 Progress = Callable[[int, int], None]
 
@@ -124,7 +125,8 @@ class IceLlama(SessionMethods, llama_cpp.Llama):
 
     Raises
     ------
-    ModelFileError, UnsupportedModelError, HostMemoryError, ConfigError, BuildMismatchError
+    ModelFileError, UnsupportedModelError, HostMemoryError, DeviceError, ConfigError,
+    BuildMismatchError
         Each with one sentence that says what to do; nothing stays loaded.
     """
 
@@ -150,10 +152,13 @@ class IceLlama(SessionMethods, llama_cpp.Llama):
         supported, sentence = verdict(info)
         if not supported:
             raise UnsupportedModelError(sentence)
-        n_ctx = n_ctx or min(info.n_ctx_train, largest_n_ctx(info, config))
+        n_gpu_layers = llama_options.get("n_gpu_layers", 0)
+        away = offloaded(n_gpu_layers)
+        n_ctx = n_ctx or min(info.n_ctx_train, largest_n_ctx(info, config, n_gpu_layers=away))
         if n_ctx < 1:
             raise ConfigError(f"n_ctx is {n_ctx}; it must be at least 1.")
-        check_fits(info, config, n_ctx)
+        check_fits(info, config, n_ctx, n_gpu_layers=away)
+        check_vram(info, config, n_gpu_layers)
         self.cache_config = config
         self.progress = progress
         self._attribution = Attribution(n_ctx) if attribution else None
@@ -165,15 +170,16 @@ class IceLlama(SessionMethods, llama_cpp.Llama):
         self._kv: KVCache | None = None
         n_cells = config.n_cells(min(n_ctx, n_batch), info.n_swa)
         overrides = rope_overrides(info, llama_options.pop("kv_overrides", None), n_ctx, n_cells)
-        super().__init__(
-            str(model_path),
-            n_ctx=n_ctx,
-            n_batch=n_batch,
-            n_ubatch=n_batch,
-            flash_attn=True,
-            kv_overrides=overrides or None,
-            **llama_options,
-        )
+        with loading(info, n_gpu_layers):
+            super().__init__(
+                str(model_path),
+                n_ctx=n_ctx,
+                n_batch=n_batch,
+                n_ubatch=n_batch,
+                flash_attn=True,
+                kv_overrides=overrides or None,
+                **llama_options,
+            )
         try:
             self._kv.bind(self._ctx.ctx)
         except BaseException:

@@ -52,3 +52,8 @@ class Arena:
         """Return every page to the OS; all arrays read as zero again."""
         for block in self._maps:
             block.madvise(mmap.MADV_DONTNEED)
+
+
+def is_begin(whole: np.ndarray, part: np.ndarray) -> bool:
+    """Whether `part` is a view that begins where `whole` does."""
+    return part.ctypes.data == whole.ctypes.data

@@ -90,7 +90,11 @@ class Plan:
 
 
 def make_plan(
-    info: ModelInfo, config: CacheConfig, n_ctx: int, available: int | None = None
+    info: ModelInfo,
+    config: CacheConfig,
+    n_ctx: int,
+    available: int | None = None,
+    n_gpu_layers: int = 0,
 ) -> Plan:
     """Estimate what a model, a cache configuration and a context take in memory.
 
@@ -103,6 +107,8 @@ def make_plan(
         Tokens the user may fill.
     available : int, optional
         Bytes of free memory; by default this machine's.
+    n_gpu_layers : int
+        Layers on GPUs, counted as by `plan_vram`: their weights and cells take no memory here.
 
     Returns
     -------
@@ -119,9 +125,11 @@ def make_plan(
     spare = HOST_SPARE_TOKENS * info.token_bytes
     huge = heads * HUGE_PAGE // 2  # on average, half of the last one is not used
     huge_from = 2 * heads * HUGE_FROM // info.token_bytes if info.token_bytes else n_ctx + 1
+    away = info.blocks_on_gpu(n_gpu_layers)
     fixed = {
-        "weights": info.weight_bytes,
-        "cells": n_cells * (info.token_bytes + info.sliding_token_bytes),
+        "weights": info.weight_bytes - sum(info.block_bytes[i] for i in away),
+        "cells": n_cells
+        * (info.token_bytes + info.sliding_token_bytes - sum(map(info.cell_bytes, away))),
         "compute": compute_buffer_bytes(info, n_cells),
         "program": PROGRAM_BYTES,
     }
@@ -156,13 +164,17 @@ def make_plan(
 
 
 def check_fits(
-    info: ModelInfo, config: CacheConfig, n_ctx: int, available: int | None = None
+    info: ModelInfo,
+    config: CacheConfig,
+    n_ctx: int,
+    available: int | None = None,
+    n_gpu_layers: int = 0,
 ) -> None:
     """Refuse a context that does not fit into this machine's memory.
 
     Parameters
     ----------
-    info, config, n_ctx, available
+    info, config, n_ctx, available, n_gpu_layers
         As for `make_plan`.
 
     Raises
@@ -172,7 +184,7 @@ def check_fits(
     ConfigError
         `ram_limit` is too small for one layer.
     """
-    plan = make_plan(info, config, n_ctx, available)
+    plan = make_plan(info, config, n_ctx, available, n_gpu_layers)
     if config.ram_limit is not None and plan.disk:
         _check_ram_limit(info, config, n_ctx)
     if plan.fits:
@@ -206,12 +218,14 @@ def _check_ram_limit(info: ModelInfo, config: CacheConfig, n_ctx: int) -> None:
         )
 
 
-def largest_n_ctx(info: ModelInfo, config: CacheConfig, available: int | None = None) -> int:
+def largest_n_ctx(
+    info: ModelInfo, config: CacheConfig, available: int | None = None, n_gpu_layers: int = 0
+) -> int:
     """Largest context that fits into this machine's memory, in tokens.
 
     Parameters
     ----------
-    info, config, available
+    info, config, available, n_gpu_layers
         As for `make_plan`.
 
     Returns
@@ -219,7 +233,7 @@ def largest_n_ctx(info: ModelInfo, config: CacheConfig, available: int | None = 
     int
         A multiple of 256, and at least 256: where nothing fits, `check_fits` says so.
     """
-    return max(CELL_ALIGN, make_plan(info, config, CELL_ALIGN, available).max_n_ctx)
+    return max(CELL_ALIGN, make_plan(info, config, CELL_ALIGN, available, n_gpu_layers).max_n_ctx)
 
 
 def compute_buffer_bytes(info: ModelInfo, n_cells: int) -> int:

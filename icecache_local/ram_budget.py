@@ -32,15 +32,15 @@ class RamBudget:
         self._decoding = False
         self._ahead = True
 
-    def begin(self, n_new: int, reading: bool) -> None:
+    def begin(self, n_new: int, reading: bool, part: float = 1.0) -> None:
         """Prepare for a decode step, or for `reading` `n_new` tokens.
 
-        Reading stands for every act that needs whole layers, one at a time.
+        Reading stands for every act that needs a `part` of a layer, one layer at a time.
         """
         if self.limit is not None and (reading or not self._decoding):
             room = self.limit
             if reading:
-                largest = max(tier.nbytes_after(n_new) for tier in self.tiers)
+                largest = int(part * max(tier.nbytes_after(n_new) for tier in self.tiers))
                 self._ahead = self.limit >= 2 * largest
                 room = max(0, room - largest * (1 + self._ahead))
             self._divide(room)

@@ -8,8 +8,8 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from .errors import DiskTierError
 ALIGN = 512  # bytes; records are multiples of it, so that they can be read directly
 N_THREADS = 16  # more requests than cores keep an SSD busy
 RUN_BYTES = 1 << 20  # most bytes of one request
+MOST_ROWS = 512  # most pieces of memory of one request
 BUFFER_BYTES = 8 << 20
 
 
@@ -51,33 +52,82 @@ def open_direct(path: str | Path, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def read_records(fd: int, numbers: np.ndarray, out: np.ndarray) -> None:
-    """Read records in parallel; neighbours in one request.
+def aligned(n: int, page_bytes: int) -> np.ndarray:
+    """Memory that direct reads may fill; uint8 [n, page_bytes]."""
+    memory = mmap.mmap(-1, max(1, n * page_bytes))
+    return np.frombuffer(memory, np.uint8, n * page_bytes).reshape(n, page_bytes)
+
+
+def read_records(
+    fd: int, numbers: np.ndarray, out: np.ndarray, at: np.ndarray, record_bytes: int
+) -> None:
+    """Read records in parallel, each to a row of its own; neighbours in one request.
 
     Parameters
     ----------
     fd : int
     numbers : int64 array [n]
-        Ascending record numbers.
-    out : uint8 array [n, record_bytes]
-        Contiguous; aligned where `fd` was opened for direct reads.
+        Distinct record numbers, in any order.
+    out : uint8 array [m, page_bytes]
+        Receives the records without what they have beyond `page_bytes`. Contiguous; aligned
+        where `fd` was opened for direct reads.
+    at : int64 array [n]
+        Row of each record.
+    record_bytes : int
 
     Raises
     ------
     OSError
         The disk failed, or the file is too short.
     """
-    _each_run(partial(_transfer, os.preadv, fd, numbers, memoryview(out)), numbers, out)
+    order = np.argsort(numbers)
+    numbers, at = numbers[order], at[order]
+    size, memory = out.shape[1], memoryview(out.reshape(-1))
+
+    def read(runs: list[tuple[int, int]]) -> None:
+        for first, last in runs:
+            rows = [memory[i * size : (i + 1) * size] for i in at[first:last].tolist()]
+            offset = int(numbers[first]) * record_bytes
+            if size == record_bytes:
+                _transfer(os.preadv, fd, rows, offset)
+            else:  # direct reads end at multiples of ALIGN
+                space = memoryview(buffer(record_bytes)[: last - first].reshape(-1))
+                _transfer(os.preadv, fd, [space], offset)
+                for i, row in enumerate(rows):
+                    row[:] = space[i * record_bytes : i * record_bytes + size]
+
+    _each_run(read, numbers, record_bytes)
 
 
 def write_records(fd: int, numbers: np.ndarray, data: np.ndarray) -> None:
-    """Write records in parallel; arguments as of `read_records`."""
-    _each_run(partial(_transfer, os.pwritev, fd, numbers, memoryview(data)), numbers, data)
+    """Write records in parallel; neighbours in one request.
+
+    Parameters
+    ----------
+    fd : int
+    numbers : int64 array [n]
+        Ascending record numbers.
+    data : uint8 array [n, record_bytes]
+        Contiguous; aligned where `fd` was opened for direct writes.
+
+    Raises
+    ------
+    OSError
+        The disk failed or is full.
+    """
+    rows = memoryview(data)
+
+    def write(runs: list[tuple[int, int]]) -> None:
+        for first, last in runs:
+            offset = int(numbers[first]) * data.shape[1]
+            _transfer(os.pwritev, fd, [rows[first:last].cast("B")], offset)
+
+    _each_run(write, numbers, data.shape[1])
 
 
 def _runs(numbers: np.ndarray, record_bytes: int) -> Iterator[tuple[int, int]]:
     """Index ranges [first, last) of neighbouring records that one request covers."""
-    most = max(1, RUN_BYTES // record_bytes)
+    most = max(1, min(RUN_BYTES // record_bytes, MOST_ROWS))
     first = 0
     for end in [*(np.flatnonzero(np.diff(numbers) != 1) + 1).tolist(), len(numbers)]:
         while first < end:
@@ -86,33 +136,36 @@ def _runs(numbers: np.ndarray, record_bytes: int) -> Iterator[tuple[int, int]]:
 
 
 def _each_run(
-    act: Callable[[list[tuple[int, int]]], None], numbers: np.ndarray, rows: np.ndarray
+    act: Callable[[list[tuple[int, int]]], None], numbers: np.ndarray, record_bytes: int
 ) -> None:
-    runs = list(_runs(numbers, rows.shape[1]))
+    runs = list(_runs(numbers, record_bytes))
     if len(runs) <= 1:
         act(runs)
         return
     share = -(-len(runs) // N_THREADS)
-    jobs = [runs[i : i + share] for i in range(0, len(runs), share)]
-    list(_pool().map(act, jobs))
+    jobs = [_pool().submit(act, runs[i : i + share]) for i in range(0, len(runs), share)]
+    wait(jobs)  # all of them: after an error none may go on
+    for job in jobs:
+        job.result()
 
 
 def _transfer(
     call: Callable[[int, list[memoryview], int], int],
     fd: int,
-    numbers: np.ndarray,
-    rows: memoryview,
-    runs: list[tuple[int, int]],
+    parts: list[memoryview],
+    offset: int,
 ) -> None:
-    size = rows.shape[1]
-    for first, last in runs:
-        done, wanted = 0, (last - first) * size
-        part = rows[first:last].cast("B")
-        while done < wanted:
-            got = call(fd, [part[done:]], int(numbers[first]) * size + done)
-            if got == 0:
-                raise OSError(errno.EIO, "the file is too short")
-            done += got
+    """Have `call` fill or write `parts`, however little it takes at once."""
+    done, wanted = call(fd, parts, offset), sum(map(len, parts))
+    while done < wanted:
+        skipped, rest = done, []
+        for part in parts:
+            rest += [part[skipped:]] if skipped < len(part) else []
+            skipped = max(0, skipped - len(part))
+        got = call(fd, rest, offset + done)
+        if got == 0:
+            raise OSError(errno.EIO, "the file is too short")
+        done += got
 
 
 class SpillFile:
@@ -134,6 +187,7 @@ class SpillFile:
 
     def __init__(self, record_bytes: int, folder: str | None = None) -> None:
         self.record_bytes = record_bytes
+        self.n_records = 0
         self.folder = folder or spill_folder()
         try:
             made, name = tempfile.mkstemp(prefix="icecache-", dir=self.folder)
@@ -147,6 +201,11 @@ class SpillFile:
                 f"No spill file can be made in {self.folder} ({error.strerror}): set TMPDIR to a "
                 "folder on a disk with room."
             ) from None
+
+    def extend(self, n: int) -> np.ndarray:
+        """Take `n` records at the end, whose places on the disk are found fastest; int64 [n]."""
+        self.n_records += n
+        return np.arange(self.n_records - n, self.n_records)
 
     def close(self) -> None:
         """Give the disk space back."""

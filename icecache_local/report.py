@@ -10,12 +10,13 @@ from .config import CacheConfig
 from .gguf_info import ModelInfo
 from .planner import N_UBATCH, Plan, format_bytes
 from .support import verdict
+from .vram import VramPlan
 
 if TYPE_CHECKING:
     from .demo import Demo
 
 
-def plan_summary(info: ModelInfo, plan: Plan) -> dict[str, object]:
+def plan_summary(info: ModelInfo, plan: Plan, vram: VramPlan) -> dict[str, object]:
     """Plan and model as a dict; sizes in bytes."""
     return {
         "model": info.name,
@@ -27,10 +28,11 @@ def plan_summary(info: ModelInfo, plan: Plan) -> dict[str, object]:
         "fits": plan.fits,
         "supported": verdict(info)[0],
         "support": verdict(info)[1],
+        "vram": {**asdict(vram), "total": vram.total, "fits": vram.fits} if vram.devices else None,
     }
 
 
-def plan_report(info: ModelInfo, config: CacheConfig, plan: Plan) -> str:
+def plan_report(info: ModelInfo, config: CacheConfig, plan: Plan, vram: VramPlan) -> str:
     """Plan as a table with a verdict below."""
     layers = f"{len(info.cached_layers)} of {info.n_layers} layers"
     heads = sorted({info.kv_heads[i] for i in info.cached_layers})
@@ -51,7 +53,25 @@ def plan_report(info: ModelInfo, config: CacheConfig, plan: Plan) -> str:
     lines += [f"  {name:<16}{format_bytes(n):>10}  {note}".rstrip() for name, n, note in rows]
     supported, sentence = verdict(info)
     lines += ["", sentence, *([_verdict(plan), *plan.notes] if supported else [])]
+    lines += _vram_lines(vram) if supported and vram.devices else []
     return "\n".join(lines)
+
+
+def _vram_lines(vram: VramPlan) -> list[str]:
+    """Write a table of what goes to GPUs, and a verdict."""
+    rows = [
+        ("weights", vram.weights, ""),
+        ("cells", vram.cells, ""),
+        ("staging", vram.staging, "at most"),
+        ("compute buffer", vram.compute, "estimated"),
+        ("total", vram.total, f"n_gpu_layers {vram.n_gpu_layers}"),
+        ("free", vram.free, "now"),
+    ]
+    lines = ["", f"On {', '.join(vram.devices)}:", ""]
+    lines += [f"  {name:<16}{format_bytes(n):>10}  {note}".rstrip() for name, n, note in rows]
+    if vram.fits:
+        return [*lines, "", "It fits on the GPU, if the driver takes no more than what is left."]
+    return [*lines, "", f"It does not fit on the GPU: n_gpu_layers {vram.most_layers} would."]
 
 
 def _verdict(plan: Plan) -> str:

@@ -75,6 +75,11 @@ def _reason(info: ModelInfo) -> str | None:
     return None
 
 
+def is_storable(info: ModelInfo) -> bool:
+    """Whether K and V are all that a model keeps of what it has read."""
+    return not (info.n_swa or info.is_recurrent)
+
+
 def refuse_partial(info: ModelInfo) -> None:
     """Refuse to keep models on disk that hold more than K and V of what they have read.
 
@@ -82,7 +87,7 @@ def refuse_partial(info: ModelInfo) -> None:
     ------
     UnsupportedModelError
     """
-    if info.n_swa or info.is_recurrent:
+    if not is_storable(info):
         raise UnsupportedModelError(
             f"{info.name} keeps more than a session can hold (a sliding window or a recurrent "
             "state): leave --session out; save_state lasts as long as the process."

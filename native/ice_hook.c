@@ -48,7 +48,7 @@ static void note_cells(ice_hook *hook, const struct ggml_tensor *set_rows) {
         hook->error = ICE_BAD_GRAPH;
         return;
     }
-    memcpy(hook->cells, idx->data, (size_t) idx->ne[0] * sizeof(int64_t));
+    hook->tensor_get(idx, hook->cells, 0, (size_t) idx->ne[0] * sizeof(int64_t));
     hook->n_cells = (int32_t) idx->ne[0];
 }
 
@@ -108,7 +108,14 @@ static ice_layer *note_attention(ice_hook *hook, const struct ggml_tensor *t) {
     e->v_type = v->type;
     e->k_buffer = k_root->buffer;
     e->v_buffer = v_root->buffer;
+    e->q_buffer = root(q)->buffer;
+    e->out_buffer = root(t)->buffer;
     e->sinks = sinks != NULL ? sinks->data : NULL;
+    e->k_tensor = (void *) k_root;
+    e->v_tensor = (void *) v_root;
+    e->q_tensor = (void *) q;
+    e->out_tensor = (void *) t;
+    e->sinks_tensor = (void *) sinks;
     e->mask = t->src[3];
     e->v_in_k = v_in_k;
     while (q->src[0] != NULL && is_view(q)) {

@@ -13,6 +13,7 @@
 #define ICE_HOOK_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 enum { ICE_WATCH = 0, ICE_DECODE = 1, ICE_PREFILL = 2 };
@@ -23,7 +24,8 @@ enum {
     ICE_BAD_GRAPH = 2        /* a graph that the hook does not understand */
 };
 
-/* All strides in bytes. Addresses are those of ggml_tensor.data. */
+/* All strides in bytes. Addresses are those of ggml_tensor.data: where a buffer is not in host
+ * memory they may not be read here. */
 typedef struct ice_layer {
     int32_t layer;   /* whose cells are read */
     int32_t seen;    /* times this attention was met in the current decode */
@@ -37,8 +39,10 @@ typedef struct ice_layer {
     void *k_cells, *v_cells;
     int64_t k_cell, v_cell, k_head, v_head;
     int32_t k_type, v_type;
-    void *k_buffer, *v_buffer; /* ggml_backend_buffer_t */
+    void *k_buffer, *v_buffer, *q_buffer, *out_buffer; /* ggml_backend_buffer_t */
     const float *sinks;
+    /* The tensors themselves; K and V are whole caches, Q and output live as long as the graph. */
+    void *k_tensor, *v_tensor, *q_tensor, *out_tensor, *sinks_tensor;
     const void *mask;    /* the tensor: layers with a sliding window have one of their own */
     int32_t skip;        /* set by the listener: this layer is llama.cpp's own business */
     int32_t v_in_k;      /* V is a part of the K cells (multi-head latent attention) */
@@ -60,6 +64,8 @@ typedef struct ice_hook {
     int32_t ready;             /* the cells are written and Q is known; only views came since */
     int (*on_layer)(void *listener, int32_t place);
     void *listener;
+    /* ggml_backend_tensor_get: cell numbers may lie in device memory too */
+    void (*tensor_get)(const void *tensor, void *data, size_t offset, size_t size);
 } ice_hook;
 
 /* What the shim was compiled with, to be compared with the libraries that are loaded. */

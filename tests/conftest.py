@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import platform
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 
 import numpy as np
 import pytest
+from emulated_gpu import EmulatedGpu, build_kernels
 from induction_model import write_induction_model
 from llama_cpp import Llama
 from tiny_models import TinySpec, write_model
@@ -54,6 +57,20 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[TinySpec],
 def induction_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The hand-built retrieval model."""
     return write_induction_model(tmp_path_factory.mktemp("induction") / "induction.gguf")
+
+
+@pytest.fixture(scope="session")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """The CUDA kernels, compiled for this processor."""
+    if platform.machine() != "x86_64":
+        pytest.skip("the emulation converts f16 by instructions of x86")
+    return build_kernels(tmp_path_factory.mktemp("kernels"))
+
+
+@pytest.fixture(params=[False, True], ids=["eager", "lazy"])
+def gpu(request: pytest.FixtureRequest, kernels: ctypes.CDLL) -> EmulatedGpu:
+    """A card on the CPU, whose work runs at once or as late as it may."""
+    return EmulatedGpu(kernels, request.param)
 
 
 @pytest.fixture

@@ -37,8 +37,8 @@ class Problem:
     def dense(self):
         return dense_attention(self.q, self.k, self.v, self.scale, self.softcap, self.sinks)
 
-    def run(self, n_threads=1, seed=0):
-        """What the kernel writes; float32 [T, H, Dv]."""
+    def run(self, n_threads=1, seed=0, attention=None):
+        """What the kernel, or another attention, writes; float32 [T, H, Dv]."""
         rng = np.random.default_rng(seed)
         (n_new, n_heads, dk), (g, n, dv) = self.q.shape, self.v.shape
         n_past = n - n_new
@@ -67,7 +67,7 @@ class Problem:
         layer.v_cell, layer.v_head, _ = v_cells.strides
         if self.sinks is not None:
             layer.sinks = ffi.cast("float *", self.sinks.ctypes.data)
-        Attention(n_threads).run(layer, pages, cells)
+        (attention or Attention(n_threads)).run(layer, pages, cells)
         return out
 
     def _host_pages(self, shape, n_past, rng):

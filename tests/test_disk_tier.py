@@ -1,5 +1,6 @@
 """DiskTier: pages that leave memory come back as they were, and nobody notices."""
 
+import tempfile
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +15,7 @@ from icecache_local.disk_tier import DiskTier
 from icecache_local.errors import DiskTierError
 from icecache_local.host_pages import ABSENT, WRITTEN, HostPages
 
-LIMITED = replace(CONFIG, ram_limit=1)
+LIMITED = replace(CONFIG, ram_limit=1, unread=0)
 
 
 def _tiered(n_heads: int, dims: tuple[int, int], n_pages: int, rng) -> tuple[HostPages, np.ndarray]:
@@ -51,7 +52,7 @@ def test_pages_of_any_size_come_back_bit_for_bit(dims, rng):
     tier.fetch(_places([[first_free, 36, -1], [30, -1, -1]]))
     for g, page in ((0, first_free), (0, 36), (1, 30)):
         assert np.array_equal(pages.kv[g, page], before[g, page])
-    assert np.array_equal(tier.block(1, 0, 37), before[1, :37])
+    assert np.array_equal(tier.some(1, np.arange(37)), before[1, :37])
     tier.trim(None)
     tier.prefetch_all()
     tier.settle()
@@ -80,8 +81,8 @@ def test_a_changed_page_is_written_again_and_an_unchanged_one_is_not(rng):
     pages.state[0, 4] |= WRITTEN
     tier.trim(0)
     assert tier.written_bytes == 20 * pages.page_bytes
-    assert (tier.block(0, 4, 5) == 5).all()
-    assert np.array_equal(tier.block(0, 7, 8), before[:, 7])
+    assert (tier.some(0, np.array([4])) == 5).all()
+    assert np.array_equal(tier.some(0, np.array([7])), before[:, 7])
 
 
 @given(
@@ -109,7 +110,7 @@ def test_no_page_is_lost_and_the_share_holds(dims, steps):
         pages.state[heads, wanted] |= WRITTEN
         content[heads, wanted] += 1
     for g in range(2):
-        assert np.array_equal(tier.block(g, 0, 60), content[g, :60])
+        assert np.array_equal(tier.some(g, np.arange(60)), content[g, :60])
 
 
 @pytest.mark.parametrize("by_attention, gone", [(True, [5, 6]), (False, [3, 5])])
@@ -126,7 +127,7 @@ def test_what_attention_uses_stays_or_what_was_used_last(by_attention, gone, rng
 
 
 STEPS = st.lists(
-    st.tuples(st.sampled_from(["read", "decode", "truncate", "trim"]), st.integers(1, 64)),
+    st.tuples(st.sampled_from(["read", "later", "decode", "truncate", "trim"]), st.integers(1, 64)),
     min_size=1,
     max_size=5,
 )
@@ -141,14 +142,19 @@ def test_a_layer_on_the_disk_does_what_one_in_memory_does(steps, seed):
     tier.trim(least + 4 * _block_bytes(ours.cache.pages))
     for action, n in steps:
         for sequence in (ours, twin):
+            sequence.cache.finish()
             if action == "read":
                 sequence.append(n)
+            elif action == "later":  # the index waits, the pages are read meanwhile
+                sequence.append(n, finish=sequence is twin)
+                tier.prefetch_wanted()
             elif action == "decode":
                 for _ in range(n // 8 + 1):
                     sequence.decode()
             elif action == "truncate":
                 sequence.truncate(max(N_CARRIERS + 1, len(sequence.k) - n * 5))
         tier.trim(least + (n % 9) * _block_bytes(ours.cache.pages))
+        ours.cache.finish()
         a, b = ours.cache, twin.cache
         assert np.array_equal(a.slots.token_in, b.slots.token_in)
         assert np.array_equal(a.device.k, b.device.k) and np.array_equal(a.device.v, b.device.v)
@@ -157,9 +163,27 @@ def test_a_layer_on_the_disk_does_what_one_in_memory_does(steps, seed):
         for g, used in enumerate(a.pages.n_pages):
             for page in np.flatnonzero(a.pages.fill[g, :used]):
                 rows = slice(0, a.pages.fill[g, page] * SHAPE.head_dim_k)
-                mine = a.pages.block(g, page, page + 1)[0, rows]
+                mine = a.pages.some(g, np.array([page]))[0, rows]
                 assert np.array_equal(mine, b.pages.kv[g, page, rows])
     ours.check()
+
+
+@settings(deadline=None, max_examples=10)
+@given(STEPS, st.integers(0, 2**31), st.sampled_from([0.001, 0.5]))
+def test_whatever_is_not_read_the_cells_hold_what_the_slots_say(steps, seed, unread):
+    sequence = Sequence(seed, replace(LIMITED, unread=unread))
+    tier = sequence.cache.pages.tier
+    least = sequence.cache.first_leaf * SHAPE.n_kv_heads * sequence.cache.pages.page_bytes
+    for action, n in steps:
+        tier.trim(least + (n % 9) * _block_bytes(sequence.cache.pages))
+        if action == "read":
+            sequence.append(n)
+        elif action == "truncate":
+            sequence.truncate(max(N_CARRIERS + 1, len(sequence.k) - n * 5))
+        else:
+            for _ in range(n // 8 + 1):
+                sequence.decode()
+    sequence.check()
 
 
 def test_a_full_disk_gives_one_sentence_and_marks_the_tier(rng, monkeypatch):
@@ -183,3 +207,32 @@ def test_a_spill_file_needs_a_folder(tmp_path, monkeypatch):
     spill = record_io.SpillFile(4096)
     assert list(tmp_path.iterdir()) == [], "the file has a name"
     spill.close()
+
+
+@given(st.permutations(range(24)), st.integers(1, 24), st.sampled_from([512, 1024]))
+@settings(deadline=None, max_examples=30)
+def test_records_of_any_order_reach_their_rows_however_little_a_read_gives(order, n, size):
+    content = np.random.default_rng(0).integers(0, 256, (24, 1024), np.uint8)
+    out, preadv = record_io.aligned(24, size), record_io.os.preadv
+    out[:] = 7
+    at = np.arange(24)[::-1][:n].copy()
+
+    def sparing(fd: int, parts: list, offset: int) -> int:
+        return preadv(fd, [parts[0][: max(1, len(parts[0]) // 2)]], offset)
+
+    with tempfile.TemporaryFile() as file, pytest.MonkeyPatch.context() as patch:
+        file.write(content.tobytes())
+        file.flush()
+        patch.setattr(record_io.os, "preadv", sparing)
+        record_io.read_records(file.fileno(), np.array(order[:n]), out, at, 1024)
+    assert np.array_equal(out[at], content[order[:n], :size])
+    assert (out[np.setdiff1d(np.arange(24), at)] == 7).all()
+
+
+def test_pages_new_to_the_spill_file_lie_behind_one_another(rng):
+    pages, content = _tiered(1, (64, 64), 40, rng)
+    tier = pages.tier
+    tier.trim(20 * pages.page_bytes)
+    tier.trim(0)
+    assert tier._spill.n_records == 39  # all but page 0, which never leaves
+    assert np.array_equal(tier.some(0, np.arange(40)), content[0])

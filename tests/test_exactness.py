@@ -9,12 +9,15 @@ make llama.cpp round activations too, which hides small errors in noise.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import llama_cpp
 import numpy as np
 import pytest
 from tiny_models import TinySpec
 
-from icecache_local import CacheConfig
+from icecache_local import CacheConfig, IceLlama
 from icecache_local.config import PAGE
 
 N_CTX = 2048
@@ -31,6 +34,17 @@ SHAPES = [
     TinySpec("qwen3", n_heads=8, n_kv_heads=1, head_dim=128),
     TinySpec("llama", n_heads=6, n_kv_heads=3, head_dim=80),
 ]
+
+
+@pytest.fixture(params=["host", "ggml"], name="open_ice")
+def open_ice_on_a_device(open_ice, request) -> Callable[..., IceLlama]:
+    """A factory of icecache contexts whose cells are reached in one of the ways."""
+
+    def opened(*args: object, cache: CacheConfig | None = None, **options: object) -> IceLlama:
+        config = replace(cache or CacheConfig(), device=request.param)
+        return open_ice(*args, cache=config, **options)
+
+    return opened
 
 
 def spec_id(spec: TinySpec) -> str:

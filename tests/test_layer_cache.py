@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from icecache_local.config import CacheConfig, ModelShape
 from icecache_local.device.host import HostDevice
 from icecache_local.layer_cache import LayerCache
+from icecache_local.mdci.layout import N_CHILD
 from icecache_local.stats import Counters
 
 N_CTX, N_BATCH = 4096, 64
@@ -37,12 +38,12 @@ class Sequence:
         for _ in range(3):
             self.append(N_BATCH)
 
-    def append(self, n: int) -> None:
+    def append(self, n: int, finish: bool = True) -> None:
         k = self.rng.standard_normal((n, *self.device.k.shape[1:])).astype(np.float16)
         v = self.rng.standard_normal((n, *self.device.v.shape[1:])).astype(np.float16)
         cells = N_CARRIERS + self.rng.permutation(N_BATCH)[:n]
         self.device.k[cells], self.device.v[cells] = k.view(np.uint16), v.view(np.uint16)
-        self.cache.append(cells.astype(np.int64))
+        self.cache.append(cells.astype(np.int64), finish)
         self.k = np.concatenate([self.k, k.view(np.uint16)])
         self.v = np.concatenate([self.v, v.view(np.uint16)])
 
@@ -129,3 +130,24 @@ def test_shuffled_slots_hold_the_same_tokens():
     assert not np.array_equal(before, after)
     assert np.array_equal(np.sort(before), np.sort(after))
     sequence.check()
+
+
+def test_pages_are_ordered_bucket_by_bucket():
+    sequence = Sequence(3)
+    for _ in range(30):
+        sequence.append(N_BATCH)
+    cache = sequence.cache
+    order, used = cache.page_order(), int(cache.pages.n_pages.max())
+    for g, pages in enumerate(order):
+        assert np.array_equal(np.sort(pages), np.arange(used))
+        assert np.array_equal(pages[: cache.first_leaf], np.arange(cache.first_leaf))
+        leaves, bucket = cache.index.leaves(g)
+        assert np.array_equal(pages[cache.first_leaf :][: len(leaves)], leaves)
+        in_use = np.flatnonzero(cache.pages.fill[g] > 0)
+        assert np.array_equal(np.sort(leaves), in_use[in_use >= cache.first_leaf])
+        node, fill = cache.index._forest.node[g], cache.pages.fill[g]
+        buckets = {tuple(row[: row[N_CHILD]].tolist()) for row in node if row[N_CHILD]}
+        for number in range(bucket.max() + 1):
+            siblings = leaves[bucket == number]
+            assert tuple(siblings.tolist()) in buckets
+            assert (fill[siblings[:-1]] == 16).all(), "only a bucket's last page is partial"

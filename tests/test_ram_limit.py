@@ -7,7 +7,7 @@ from tiny_models import TinySpec
 
 from icecache_local import CacheConfig, IceLlama
 from icecache_local.cli import main
-from icecache_local.cli_options import Size
+from icecache_local.cli_options import Size, cache_config
 from icecache_local.errors import ConfigError, DiskTierError
 
 SPEC = TinySpec("qwen3", n_layers=4, d=64, n_heads=4, n_kv_heads=2, head_dim=64, n_ctx_train=4096)
@@ -40,7 +40,8 @@ def _history(llm: IceLlama) -> list[np.ndarray]:
 
 def test_logits_are_those_of_everything_in_memory(tiny_model, open_ice):
     path = tiny_model(SPEC)
-    with_limit = open_ice(path, N_CTX, N_BATCH, cache=CacheConfig(**BUDGET, ram_limit=LIMIT))
+    exact = CacheConfig(**BUDGET, ram_limit=LIMIT, unread=0)
+    with_limit = open_ice(path, N_CTX, N_BATCH, cache=exact)
     without = open_ice(path, N_CTX, N_BATCH, cache=CacheConfig(**BUDGET))
     held = []
     for ours, expected in zip(_watch(with_limit, held), _history(without), strict=True):
@@ -65,9 +66,7 @@ def _watch(llm: IceLlama, held: list[int]) -> list[np.ndarray]:
 
 
 def test_a_lost_page_ends_the_sequence_with_one_sentence(tiny_model, open_ice):
-    llm = open_ice(
-        tiny_model(SPEC), N_CTX, N_BATCH, cache=CacheConfig(**BUDGET, ram_limit=LIMIT)
-    )
+    llm = open_ice(tiny_model(SPEC), N_CTX, N_BATCH, cache=CacheConfig(**BUDGET, ram_limit=LIMIT))
     tokens = np.random.default_rng(3).integers(0, SPEC.n_vocab, 2500).tolist()
     llm.eval(tokens)
     for tier in llm._kv._budget.tiers:
@@ -93,6 +92,14 @@ def test_a_size_may_have_a_unit():
     for wrong in ("8X", "-1G", "", "G"):
         with pytest.raises(click.BadParameter, match="is not a size; write 8G or 500M"):
             convert(wrong, None, None)
+
+
+def test_the_command_line_may_ask_for_everything_to_be_read(capsys):
+    assert cache_config(256, None, None, 1 << 30, 0.0).most_unread == 0
+    assert cache_config(256, None, None, 1 << 30).most_unread == 0.01
+    with pytest.raises(SystemExit):
+        main(["ask", "--unread", "0.9", "Why?"])
+    assert "0.9 is not in the range" in capsys.readouterr().err
 
 
 def test_the_plan_tells_what_lies_on_the_disk(capsys):

@@ -14,7 +14,7 @@ from random_session import RandomSequence, digest_of, saved
 from xxhash import xxh3_64_intdigest
 
 from icecache_local.errors import SessionDamagedError, SessionError
-from icecache_local.sessions.files import read_json, write_json
+from icecache_local.sessions.files import VERSION, read_json, write_json
 from icecache_local.sessions.session import Session
 from icecache_local.sessions.verify import verify_session
 
@@ -181,17 +181,19 @@ def test_hostile_json(tmp_path) -> None:
     payloads = [b"", b"[]", b"1", b"{}", b"[" * 100_000, b"\xff\xfe", b'{"a":NaN}']
     payloads += [json.dumps({"snapshot": name}).encode() for name in ("../s", "snapshot-", 3)]
     for payload in payloads:
-        frame = struct.pack("<8sIIQQ", b"ICELOCAL", 1, 0, len(payload), xxh3_64_intdigest(payload))
+        checksum = xxh3_64_intdigest(payload)
+        frame = struct.pack("<8sIIQQ", b"ICELOCAL", VERSION, 0, len(payload), checksum)
         (folder / "state").write_bytes(frame + payload)
         with pytest.raises(SessionDamagedError):
             Session(folder)
 
 
-def test_a_later_format_is_told_apart_from_damage(tmp_path) -> None:
+@pytest.mark.parametrize("version, advice", [(VERSION + 1, "update"), (1, "read the text again")])
+def test_another_format_is_told_apart_from_damage(tmp_path, version, advice) -> None:
     saved(tmp_path / "s", n_steps=0)
     state = tmp_path / "s" / "state"
     data = bytearray(state.read_bytes())
-    data[8:12] = struct.pack("<I", 2)
+    data[8:12] = struct.pack("<I", version)
     state.write_bytes(data)
-    with pytest.raises(SessionDamagedError, match="version 2.*update"):
+    with pytest.raises(SessionDamagedError, match=f"version {version}.*{advice}"):
         Session(tmp_path / "s")

@@ -134,6 +134,6 @@ def test_damaged_entries_are_passed_over_and_go_first(tmp_path) -> None:
 
 
 def test_value_is_time_saved_per_byte_and_age() -> None:
-    entry = Entry(None, 1000, 1 << 20, 2, 0.0, 8.0)
+    entry = Entry(None, 1000, 1 << 20, 2, 0.0, 8.0, "")
     assert entry.value(7200) == 8.0 * 3 / (1 << 20) / 7200
     assert entry.value(10) == entry.value(3600)

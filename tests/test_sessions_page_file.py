@@ -24,7 +24,7 @@ def written(tmp_path_factory):
     pages = HostPages(SHAPE, N_PAGES + 3)
     pages.kv[:] = np.random.default_rng(0).integers(0, 1 << 16, pages.kv.shape, np.uint16)
     path = tmp_path_factory.mktemp("pages") / "pages-00"
-    return pages, path, write_pages(path, pages, N_PAGES)
+    return pages, path, write_pages(path, pages, np.tile(np.arange(N_PAGES), (SHAPE.n_kv_heads, 1)))
 
 
 def opened(written) -> PageFile:

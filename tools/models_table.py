@@ -58,6 +58,7 @@ def model(
         n_experts_used=n_experts_used,
         n_ctx_train=n_ctx_train,
         weight_bytes=int(gigabytes * 1e9),
+        block_bytes=(),  # only asked for where layers go to a GPU
         is_mla=False,
         is_recurrent=False,
         max_alibi_bias=0.0,

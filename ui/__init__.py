@@ -16,6 +16,8 @@ def launch(
     model: str | None = None,
     folders: list[Path] | None = None,
     chats: Path | None = None,
+    library: Path | None = None,
+    library_bytes: int = 20 << 30,
     n_ctx: int | None = None,
     budget: int = 256,
     host: str = "127.0.0.1",
@@ -34,6 +36,10 @@ def launch(
         Where to look for other GGUF files.
     chats : Path, optional
         Folder in which chats are kept; by default the user's data folder.
+    library : Path, optional
+        Folder in which documents are kept as they were read, so that they are read once.
+    library_bytes : int
+        Most bytes of it; the least useful documents go first.
     n_ctx : int, optional
         Tokens of the context; by default what the model was trained for and memory allows.
     budget : int
@@ -58,13 +64,15 @@ def launch(
     """
     from icecache_local import CacheConfig
     from icecache_local.folders import data_folder
+    from icecache_local.sessions.library import Library
 
     from .app import build, look_and_feel
     from .chats import ChatStore
     from .engine import Engine
     from .page import Page, model_path, proposed_n_ctx
 
-    path, config, engine = model_path(model or ""), CacheConfig(budget=budget), Engine()
+    path, config = model_path(model or ""), CacheConfig(budget=budget)
+    engine = Engine(library and Library(library, library_bytes))
     engine.load(path, n_ctx or proposed_n_ctx(path, config), config)
     engine.warm_up()
     page = Page(engine, ChatStore(chats or data_folder()), folders or [])

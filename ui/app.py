@@ -16,6 +16,7 @@ import gradio as gr  # noqa: E402
 
 from .chats import Sampling  # noqa: E402
 from .page import EMBEDDED, Page  # noqa: E402
+from .saved import SavedPanel  # noqa: E402
 
 HERE = Path(__file__).parent
 FILES = [
@@ -103,6 +104,7 @@ def _layout(page: Page) -> dict[str, gr.blocks.Block]:
                 "Import", size="sm", file_types=[".json"], elem_id="ice-import"
             )
             p["delete"] = gr.Button("Delete", size="sm", elem_id="ice-delete")
+        _saved_panel(p)
         _model_panel(page, p)
         _settings_panel(p)
     p["model_name"] = gr.HTML(elem_id="ice-head")
@@ -112,6 +114,24 @@ def _layout(page: Page) -> dict[str, gr.blocks.Block]:
         with gr.Column(scale=4, min_width=320):
             _document_panel(p)
     return p
+
+
+def _saved_panel(p: dict[str, Any]) -> None:
+    with gr.Accordion("Saved on disk", open=False, elem_id="ice-saved"):
+        p["saved"] = gr.Dropdown(
+            [], label="Saved chats and read texts", elem_id="ice-saved-list", filterable=False
+        )
+        with gr.Row(elem_classes="ice-row"):
+            p["saved_open"] = gr.Button("Open", size="sm", elem_id="ice-saved-open")
+            p["saved_delete"] = gr.Button("Delete …", size="sm", elem_id="ice-saved-delete")
+        with gr.Group(visible=False) as p["saved_sure"]:
+            p["saved_question"] = gr.HTML(elem_id="ice-saved-question")
+            with gr.Row(elem_classes="ice-row"):
+                p["saved_yes"] = gr.Button("Delete it", variant="stop", size="sm")
+                p["saved_no"] = gr.Button("Keep it", size="sm")
+        p["saved_cost"] = gr.HTML(elem_id="ice-saved-cost")
+        p["saved_name"] = gr.Textbox(label="Name", max_lines=1, elem_id="ice-saved-name")
+        p["save"] = gr.Button("Save this chat", size="sm", elem_id="ice-save")
 
 
 def _model_panel(page: Page, p: dict[str, Any]) -> None:
@@ -210,9 +230,13 @@ def _wire(blocks: gr.Blocks, page: Page, p: dict[str, Any]) -> None:
             None, js="() => window.icecacheBest()"
         )
 
-    on(blocks.load, page.open, [key])
-    on(p["new"].click, page.new_chat, [key])
-    on(p["chats"].input, page.open, [p["chats"]])
+    saved = SavedPanel(page)
+    for done in (
+        on(blocks.load, page.open, [key]),
+        on(p["new"].click, page.new_chat, [key]),
+        on(p["chats"].input, page.open, [p["chats"]]),
+    ):
+        on(done.then, saved.show, [p["saved"], key])
     on(p["delete"].click, page.delete_chat, [key])
     on(p["import"].upload, page.import_chat, [p["import"], key])
     on(p["export"].click, page.export, [key]).then(
@@ -222,10 +246,13 @@ def _wire(blocks: gr.Blocks, page: Page, p: dict[str, Any]) -> None:
     )
     on(p["chatbot"].select, page.show_look, [key])
 
-    on(p["files"].upload, page.add_files, [p["files"], key], **MODEL)
-    # Not `input`: the x that clears all of them only changes the value.
-    on(p["documents"].change, page.set_documents, [p["documents"], key], **MODEL)
-    on(p["sample"].click, page.sample, [key], **MODEL)
+    for done in (
+        on(p["files"].upload, page.add_files, [p["files"], key], **MODEL),
+        # Not `input`: the x that clears all of them only changes the value.
+        on(p["documents"].change, page.set_documents, [p["documents"], key], **MODEL),
+        on(p["sample"].click, page.sample, [key], **MODEL),
+    ):
+        on(done.then, saved.show, [p["saved"], key])  # the library may have a text more
     for trigger in (p["cancel"].click, p["box"].stop):
         trigger(page.stop, None, None, queue=False, api_visibility="private", **QUIET)
 
@@ -234,6 +261,12 @@ def _wire(blocks: gr.Blocks, page: Page, p: dict[str, Any]) -> None:
     to_look(on(p["again"].click, page.again, [key, *settings], **MODEL))
     to_look(on(p["more"].click, page.more, [key, *settings], **MODEL))
     to_look(on(p["chatbot"].edit, page.edit, [key, *settings], **MODEL))
+
+    on(p["saved_open"].click, saved.open, [p["saved"]], **MODEL)
+    on(p["saved_delete"].click, saved.ask_delete, [p["saved"]])
+    on(p["saved_no"].click, saved.keep, [])
+    on(p["saved_yes"].click, saved.delete, [p["saved"]])
+    on(p["save"].click, saved.save, [p["saved_name"], key], **MODEL)
 
     chosen = [p["model"], p["n_ctx"], p["budget"]]
     on(p["model"].input, page.propose, [p["model"], p["budget"]])

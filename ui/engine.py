@@ -8,90 +8,44 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from icecache_local import CacheConfig, embedded
-from icecache_local.conversation import Conversation, open_model
+from icecache_local.conversation import Conversation, Document, open_model
 from icecache_local.demo import WARM_UP_TOKENS, warm_up
 from icecache_local.errors import ContextFullError, IceCacheError
 from icecache_local.gguf_info import ModelInfo, read_model_info
 from icecache_local.planner import check_fits
 from icecache_local.prompts import stream
+from icecache_local.sessions.reading import read
+from icecache_local.support import is_storable
 
+from .events import Done, Event, Meters, Reading, Stopped, Text, Warned
 from .passages import Look, looks
 
 if TYPE_CHECKING:
     from icecache_local import CacheStats, IceLlama
+    from icecache_local.sessions.describe import Description
+    from icecache_local.sessions.library import Library
 
 N_BATCH = 512  # tokens per step of reading; reading can be stopped between two
 DEFAULT_N_CTX = 65536  # context proposed for a model that was trained for as much
 
 
-class Stopped(Exception):
-    """The user ended a job."""
-
-
-@dataclass(frozen=True)
-class Reading:
-    """Progress of reading: tokens read, tokens to read, seconds so far."""
-
-    done: int
-    total: int
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Text:
-    """The answer so far."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Meters:
-    """Speeds of one job and the cache after it.
-
-    Attributes
-    ----------
-    prefill, decode : float
-        Tokens per second; 0 where nothing was read or written.
-    stats : CacheStats
-    n_ctx : int
-    """
-
-    prefill: float
-    decode: float
-    stats: CacheStats
-    n_ctx: int
-
-
-@dataclass(frozen=True)
-class Done:
-    """The end of a job.
-
-    Attributes
-    ----------
-    text : str
-        The whole answer.
-    stopped : bool
-        Whether the user ended it.
-    looks : list of Look
-    """
-
-    text: str
-    stopped: bool
-    looks: list[Look]
-
-
-Event = Reading | Text | Meters | Done
-
-
 class Engine:
-    """Loads models, reads documents and answers; usable from any thread."""
+    """Loads models, reads documents and answers; usable from any thread.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    library : Library, optional
+        Documents that it has are not read again, and others are kept there.
+    """
+
+    def __init__(self, library: Library | None = None) -> None:
+        self.library = library
         self._worker = ThreadPoolExecutor(1, "icecache-model")
         self._stop = threading.Event()
         self._owner: str | None = None
@@ -173,16 +127,34 @@ class Engine:
         info = read_model_info(path)
         self._worker.submit(self._load, info, n_ctx, config).result()
 
-    def _load(self, info: ModelInfo, n_ctx: int, config: CacheConfig) -> None:
-        with self._swap:
-            self._exchange(info, n_ctx, config)
+    def open_session(self, session: Description, path: Path) -> None:
+        """Load the model of a session (the file at `path`) in the state that was saved.
 
-    def _exchange(self, info: ModelInfo, n_ctx: int, config: CacheConfig) -> None:
+        The model that was loaded stays if that does not work.
+
+        Raises
+        ------
+        IceCacheError
+            With one sentence for the user.
+        """
+        info, settings = read_model_info(path), session.settings
+        loaded = self._worker.submit(self._load, info, settings.n_ctx, settings.cache, session.path)
+        loaded.result()
+
+    def _load(
+        self, info: ModelInfo, n_ctx: int, config: CacheConfig, session: Path | None = None
+    ) -> None:
+        with self._swap:
+            self._exchange(info, n_ctx, config, session)
+
+    def _exchange(
+        self, info: ModelInfo, n_ctx: int, config: CacheConfig, session: Path | None
+    ) -> None:
         before = (self.info.path, self.n_ctx, self.config) if self.info else None
         self._close()
         try:
             check_fits(info, config, n_ctx)
-            self._open(info, n_ctx, config)
+            self._open(info, n_ctx, config, session)
         except Exception as error:
             if before is not None:
                 self._open(read_model_info(before[0]), *before[1:])
@@ -193,10 +165,18 @@ class Engine:
                 f"context."
             ) from error
 
-    def _open(self, info: ModelInfo, n_ctx: int, config: CacheConfig) -> None:
+    def _open(
+        self, info: ModelInfo, n_ctx: int, config: CacheConfig, session: Path | None = None
+    ) -> None:
         self._llm = open_model(
-            info.path, n_ctx=n_ctx, cache=config, progress=self._progress, attribution=True
+            info.path,
+            n_ctx=n_ctx,
+            cache=config,
+            progress=self._progress,
+            attribution=True,
+            session=session,
         )
+        self._llm.close_session()  # other chats follow in this model; saving is asked for
         self.info, self.n_ctx, self.config, self._pieces = info, n_ctx, config, {}
 
     def close(self) -> None:
@@ -236,19 +216,64 @@ class Engine:
         return self._events(owner, lambda: self._read(conversation))
 
     def _read(self, conversation: Conversation) -> None:
+        self._read_tokens(conversation.shared_tokens(self._loaded()), conversation.documents)
+
+    def _read_tokens(self, tokens: list[int], documents: list[Document]) -> None:
         llm = self._loaded()
         before = llm.cache_stats
-        tokens = conversation.shared_tokens(llm)
         if len(tokens) >= self.n_ctx:
             raise self._full(len(tokens))
-        held = llm.input_ids[: llm.n_tokens].tolist()
-        if held[: len(tokens)] == tokens:
+        held, wanted = llm.input_ids[: llm.n_tokens], np.array(tokens)
+        n = min(len(held), len(wanted))
+        differ = np.flatnonzero(held[:n] != wanted[:n])
+        n_common = int(differ[0]) if len(differ) else n
+        if n_common == len(tokens):
             return
         try:
-            next(llm.generate(tokens, temp=0.0))
+            if self._uses_library and documents and n_common < len(tokens) // 2:
+                llm.reset()
+                title = ", ".join(document.name for document in documents)
+                read(llm, tokens, self.library, lambda text: self._emit(Warned(text)), title)
+            else:
+                next(llm.generate(tokens, temp=0.0))
         except Stopped:
             pass
         self._report(llm, before)
+
+    @property
+    def _uses_library(self) -> bool:
+        """Whether there is a library, and the model's sequences can be stored."""
+        return self.library is not None and self.info is not None and is_storable(self.info)
+
+    def save_session(
+        self, owner: str, conversation: Conversation, path: Path, notes: dict
+    ) -> Iterator[Event]:
+        """Save a conversation as a session; what the model does not hold of it is read first.
+
+        Yields
+        ------
+        Reading, then Meters
+
+        Raises
+        ------
+        ContextFullError, SessionError, UnsupportedModelError
+        """
+        return self._events(owner, lambda: self._save_session(conversation, path, notes))
+
+    def _save_session(self, conversation: Conversation, path: Path, notes: dict) -> None:
+        llm = self._loaded()
+        self._read(conversation)
+        if conversation.turns:
+            *earlier, (question, answer) = conversation.turns
+            before = Conversation(
+                conversation.documents, conversation.is_embedded, conversation.system
+            )
+            for turn in earlier:
+                before.add(*turn)
+            self._read_tokens(before.rendered(llm, question, answer).tokens, [])
+        if self._stop.is_set():
+            raise IceCacheError("Stopped while reading; nothing was saved.")
+        llm.save_session(path, notes=notes)
 
     def answer(
         self,

@@ -20,7 +20,8 @@ from icecache_local.planner import largest_n_ctx, make_plan
 
 from . import render
 from .chats import Chat, ChatStore, Sampling, Turn, file_name
-from .engine import DEFAULT_N_CTX, Done, Engine, Event, Meters, Reading, Text
+from .engine import DEFAULT_N_CTX, Engine
+from .events import Done, Event, Meters, Reading, Text, Warned
 from .readers import read_document
 
 EMBEDDED = "embedded"
@@ -191,15 +192,21 @@ class Page:
         if not chat.documents or self.engine.info is None:
             return
         conversation = self.store.conversation(chat, 0, self.engine.is_embedded)
+        yield from self.follow(self.engine.read(owner, conversation), message)
+
+    def follow(self, events: Iterator[Event], message: str) -> Iterator[Updates]:
+        """Show how the reading goes on, and at the end `message` or what went wrong."""
         yield {"cancel": gr.update(visible=True)}
         try:
-            for event in self.engine.read(owner, conversation):
+            for event in events:
                 if isinstance(event, Reading):
                     yield {"reading": render.reading_bar(event)}
-                else:
+                elif isinstance(event, Warned):
+                    message = render.notice(event.text)
+                elif isinstance(event, Meters):
                     self._meters = event
         except (IceCacheError, MemoryError) as error:
-            message = render.notice(_sentence(error))
+            message = render.notice(sentence(error))
         yield {
             "reading": "",
             "cancel": gr.update(visible=False),
@@ -307,7 +314,7 @@ class Page:
         try:
             yield from self._stream(chat, turn, index, owner)
         except (IceCacheError, MemoryError) as error:
-            message = render.notice(_sentence(error))
+            message = render.notice(sentence(error))
         finally:
             if not turn.answer:  # nothing was said: what was there stays, the question comes back
                 chat.turns[index:] = kept
@@ -379,7 +386,7 @@ class Page:
             self.engine.load(model_path(model), int(n_ctx or 0), config)
             self._meters = None
         except (IceCacheError, MemoryError) as error:
-            message = render.notice(_sentence(error))
+            message = render.notice(sentence(error))
         chat = self.store.get(key)
         if not chat.turns:
             chat.sampling.temperature = self.temperature
@@ -410,5 +417,6 @@ def _turn_of(chat: Chat, message: int) -> int:
     return max(0, roles.count("user") - 1)
 
 
-def _sentence(error: Exception) -> str:
+def sentence(error: Exception) -> str:
+    """Tell the user what went wrong."""
     return str(error) if isinstance(error, IceCacheError) else OUT_OF_MEMORY

@@ -7,7 +7,7 @@ from html import escape
 from icecache_local.gguf_info import ModelInfo
 from icecache_local.planner import Plan, format_bytes
 
-from .engine import Meters, Reading
+from .events import Meters, Reading
 from .passages import Look, sentences
 
 FAINT = 0.02  # heat, of 1, below which a document is not worth a strip
@@ -27,6 +27,24 @@ def model_line(info: ModelInfo | None, n_ctx: int) -> str:
         return '<h1>icecache-local</h1><span class="ice-model">no model loaded</span>'
     name = f"<b>{escape(info.name)}</b> · {n_ctx:,} tokens of context"
     return f'<h1>icecache-local</h1><span class="ice-model">{name}</span>'
+
+
+def saved_cost(chats: tuple[int, int], texts: tuple[int, int], has_library: bool) -> str:
+    """Tell what is saved; both arguments are (number, bytes)."""
+    parts = [f"{_count(chats[0], 'chat')} saved, {format_bytes(chats[1])}"]
+    if has_library:
+        parts.append(f"{_count(texts[0], 'text')} in the library, {format_bytes(texts[1])}")
+    return f'<p class="ice-empty">{"<br>".join(parts)}</p>'
+
+
+def _count(n: int, thing: str) -> str:
+    return f"{n} {thing}{'' if n == 1 else 's'}"
+
+
+def delete_question(name: str, is_text: bool) -> str:
+    """Ask whether something saved is to go."""
+    loss = "It will have to be read again." if is_text else "The chat itself stays in the list."
+    return f'<p class="ice-empty"><b>Delete {escape(name)}?</b> {loss}</p>'
 
 
 def plan_table(info: ModelInfo, plan: Plan) -> str:

@@ -6,14 +6,23 @@ import numba
 import numpy as np
 
 from .._native import ffi
+from ..attention import Attention
 from ..half import copy, prefetch
 from ..host_pages import HostPages
+from .base import Device, Rows
 
 AHEAD = 12  # rows asked for before they are copied: hides the latency of main memory
 
 
-class HostDevice:
+class HostDevice(Device):
     """One layer's cells in host memory, read and written in place.
+
+    Parameters
+    ----------
+    layer : ice_layer
+        The layer that owns the cells.
+    attention : Attention
+        Exact attention on the CPU.
 
     Attributes
     ----------
@@ -22,18 +31,26 @@ class HostDevice:
         and in the host tier.
     """
 
-    def __init__(self, layer: ffi.CData) -> None:
+    in_place = True
+
+    def __init__(self, layer: ffi.CData, attention: Attention) -> None:
+        self._attention = attention
         n, g = layer.n_cells, layer.n_kv_heads
         self.k = _view(layer.k_cells, (n, g, layer.dk))
         self.v = self.k[:, :, :0] if layer.v_in_k else _view(layer.v_cells, (n, g, layer.dv))
+
+    @property
+    def row_bytes(self) -> tuple[int, int]:
+        """Bytes of one cell's K and V; see `Device.row_bytes`."""
+        return self.k[:1].nbytes, self.v[:1].nbytes
 
     @property
     def nbytes(self) -> int:
         """Bytes of this layer's cells."""
         return self.k.nbytes + self.v.nbytes
 
-    def rows(self, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """K rows, V rows, and the index of each of `cells` in them."""
+    def rows(self, cells: np.ndarray) -> Rows:
+        """Return views of all cells; see `Device.rows`."""
         return self.k, self.v, cells
 
     def upload(
@@ -44,24 +61,26 @@ class HostDevice:
         places: np.ndarray,
         n: np.ndarray,
     ) -> None:
-        """Copy K and V rows from the host tier into cells.
-
-        Parameters
-        ----------
-        pages : HostPages
-        cells : int32 array [S]
-            Cell of each slot.
-        slots, places : int32 arrays [G, M]
-            Destination slot and source place (page * 16 + row) of each row.
-        n : int32 array [G]
-            Rows to copy per KV head.
-        """
+        """Copy rows into the cells; see `Device.upload`."""
         _upload(pages.kv.reshape(len(n), -1), slots, places, n, *self.upload_arrays(cells))
 
     def upload_arrays(self, cells: np.ndarray) -> tuple[tuple[object, ...], tuple[int, ...]]:
         """Where `upload_head` writes to: `cells` (int32 [S], of each slot), K, V; their shape."""
         shape = self.k.shape[1], self.k.shape[2], self.v.shape[2]
         return (cells, self.k.ravel(), self.v.ravel()), shape
+
+    def queries(self, layer: ffi.CData) -> np.ndarray:
+        """View of the queries; see `Device.queries`."""
+        shape = (layer.n_tokens, layer.n_heads, layer.dk)
+        size = (shape[0] - 1) * layer.q_token + (shape[1] - 1) * layer.q_head + 4 * shape[2]
+        strides = (layer.q_token, layer.q_head, 4)
+        return np.ndarray(shape, np.float32, ffi.buffer(layer.q, size), strides=strides)
+
+    def attend(
+        self, layer: ffi.CData, pages: HostPages, cells: np.ndarray, fill: np.ndarray | None
+    ) -> None:
+        """Attend on the CPU, in place; see `Device.attend`."""
+        self._attention.run(layer, pages, cells, fill)
 
 
 def _view(address: ffi.CData, shape: tuple[int, ...]) -> np.ndarray:

@@ -6,12 +6,13 @@ import numpy as np
 
 from ..config import PAGE, CacheConfig
 from ..host_pages import HostPages
-from ..memory import Arena
+from ..memory import Arena, is_begin
 from .errors import IndexInputError, NonFiniteKeyError
 from .integrity import check_forest
 from .kernels import DONE, KEEP_ALL, STAGE, change_all, first_non_finite, query_all
 from .layout import FAN_OUT, HEIGHT, N_KEYS, N_NODES, NODE_SIZE, ROOT, THIN, Forest
-from .sketch import space_for
+from .order import list_leaves
+from .sketch import expect, space_for
 
 FIELD_OF_VIEW = 64  # nodes kept per level, at least
 CANDIDATES_PER_PAGE = 2  # scored exactly, per page looked into
@@ -66,6 +67,7 @@ class MDCIndex:
             np.zeros((heads, self.group * self.dim), np.float32),
         )
         self._cursor = np.zeros((heads, 5), np.int64)
+        self._inserting = _NO_PAGES
         self._forest.meta[:] = _EMPTY
 
     @staticmethod
@@ -113,6 +115,21 @@ class MDCIndex:
         """
         return self._answer[1].reshape(-1)
 
+    def log_weights(self) -> np.ndarray:
+        """Logarithm of the softmax weight to be expected of each candidate of the last query.
+
+        To be called once after it, before another query of this thread.
+
+        Returns
+        -------
+        float32 array [G, at least C]
+            The largest over the group. Overwritten by the next query, of whatever layer.
+        """
+        heads = len(self._forest.meta)
+        space = space_for(heads, self.group, self.dim, self._looked_at, self.pages.capacity)
+        expect(self._answer[0], self._forest.page_spread, space)
+        return space.values
+
     @property
     def n_tokens(self) -> int:
         """Tokens per KV head."""
@@ -134,10 +151,25 @@ class MDCIndex:
     def insert(self, page_numbers: np.ndarray) -> None:
         """Move the rows of pages below `first_page` into the leaves; the pages end up empty.
 
+        See `begin_insert` for parameters and errors.
+        """
+        if not self.begin_insert(page_numbers):
+            self.finish_insert()
+
+    def begin_insert(self, page_numbers: np.ndarray) -> bool:
+        """Begin to `insert`, as far as that goes without pages that are on the disk alone.
+
+        Those are then WANTED, and nothing else may be done before `finish_insert`.
+
         Parameters
         ----------
         page_numbers : int32 array [n]
             Distinct pages, the same for all heads. Full ones, unless no more will follow.
+
+        Returns
+        -------
+        bool
+            Whether it is done.
 
         Raises
         ------
@@ -153,7 +185,7 @@ class MDCIndex:
                 "it must be an int32 array [n]."
             )
         if page_numbers.size == 0:
-            return
+            return True
         if page_numbers.min() < 0 or page_numbers.max() >= self.first_page:
             raise IndexInputError(
                 f"page_numbers must lie in [0, {self.first_page}), below the index's leaves."
@@ -170,23 +202,28 @@ class MDCIndex:
                 f"layer {self.layer}, KV head {head}: the key at position {position} holds NaN "
                 "or an infinity; the model's output is broken from there on."
             )
+        self._cursor[:] = 0
+        self._inserting = page_numbers
         self._change(KEEP_ALL, page_numbers)
         if page_numbers.size > 256:
             self._scratch.release()
+        return self._is_done
+
+    def finish_insert(self) -> None:
+        """Do what `begin_insert` could not; the pages that are wanted are read."""
+        while not self._is_done:
+            self.pages.tier.fetch_wanted()
+            self._change(KEEP_ALL, self._inserting)
+
+    @property
+    def _is_done(self) -> bool:
+        return bool((self._cursor[:, STAGE] == DONE).all())
 
     def _change(self, n_tokens: int, pages: np.ndarray) -> None:
-        tier = self.pages.tier
-        if tier is not None and n_tokens != KEEP_ALL:
-            tier.fetch_all()
-        self._cursor[:] = 0
-        while True:
-            change_all(
-                *(self._forest, n_tokens, pages, self.first_page, self.width, self.dim),
-                self._cursor,
-            )
-            if (self._cursor[:, STAGE] == DONE).all():
-                return
-            tier.fetch_wanted()
+        change_all(
+            *(self._forest, n_tokens, pages, self.first_page, self.width, self.dim),
+            self._cursor,
+        )
 
     def query(self, q: np.ndarray, scale: float) -> np.ndarray:
         """Tokens that promise the most attention, summed over a head's group of queries.
@@ -226,23 +263,48 @@ class MDCIndex:
         sizes = self.dim, self.beam, self.n_best
         return self._forest, q.reshape(heads, self.group * self.dim), self._answer, sizes, space
 
-    def moments(self, head: int, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and variance of the keys of a head's pages [first, last); float32 [n, Dk] each.
+    @property
+    def centroids(self) -> np.ndarray:
+        """Means of the pages' keys before `centroid_scales`; int8 [G, P * Dk]."""
+        return self._forest.page_c
 
-        All pages' variances have the same proportions between the dimensions.
+    @property
+    def centroid_scales(self) -> np.ndarray:
+        """What a unit of `centroids` stands for; float32 [G, P]."""
+        return self._forest.page_scale
+
+    @property
+    def spreads(self) -> np.ndarray:
+        """Variance of the pages' keys, summed over the dimensions; float32 [G, P]."""
+        return self._forest.page_spread
+
+    @property
+    def variance_shares(self) -> np.ndarray:
+        """Share of each dimension in the variance, the same for all pages; float32 [G, Dk]."""
+        profile = np.square(self._forest.profile[:, : self.dim])
+        tiny = np.finfo(np.float32).tiny
+        return profile / np.maximum(profile.sum(axis=1, keepdims=True), tiny)
+
+    def leaves(self, head: int) -> tuple[np.ndarray, np.ndarray]:
+        """List a head's leaves, siblings together.
+
+        Returns
+        -------
+        pages : int32 array [n]
+        bucket : int32 array [n]
+            Number of the bucket of each; they ascend from 0.
         """
-        forest, rows = self._forest, slice(first * self.dim, last * self.dim)
-        mean = forest.page_c[head, rows].reshape(-1, self.dim).astype(np.float32)
-        mean *= forest.page_scale[head, first:last, None]
-        profile = np.square(forest.profile[head, : self.dim])
-        share = profile / max(profile.sum(), np.finfo(np.float32).tiny)
-        variance = forest.page_spread[head, first:last, None] * share
-        return mean, variance
+        pages, bucket = np.zeros((2, int(self.pages.n_pages[head])), np.int32)
+        n = list_leaves(self._forest.node[head], self._forest.meta[head], pages, bucket)
+        return pages[:n], bucket[:n]
 
     def truncate(self, n_tokens: int) -> None:
         """Drop every token at position >= `n_tokens`; later tokens may then come again."""
         if n_tokens < 0:
             raise IndexInputError(f"n_tokens is {n_tokens}; it must not be negative.")
+        if self.pages.tier is not None:
+            self.pages.tier.fetch_all()
+        self._cursor[:] = 0
         self._change(n_tokens, _NO_PAGES)
         self._scratch.release()
 
@@ -284,6 +346,8 @@ class MDCIndex:
     def load_state(self, state: dict[str, np.ndarray]) -> None:
         """Take over what `state` returned; the pages must hold what they held then.
 
+        Arrays that are views of `arrays()` have been filled in already, in a new index.
+
         Raises
         ------
         IndexInputError
@@ -298,8 +362,10 @@ class MDCIndex:
                     f"state['{name}'] is {array.dtype} {list(array.shape)}; this index holds "
                     f"{target.dtype} {list(target.shape)}."
                 )
-        self._arena.release()
-        for name, array in state.items():
+        old = {name: a for name, a in state.items() if not is_begin(getattr(forest, name), a)}
+        if len(old) == len(state):
+            self._arena.release()
+        for name, array in old.items():
             target = getattr(forest, name)
             target[tuple(slice(n) for n in array.shape)] = array
 

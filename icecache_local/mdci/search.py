@@ -189,7 +189,7 @@ def search(t, q, dim, beam, n_best, found, log_mass, space):
     log_mass : float32 array [group]
         Receives the logarithm of the sum of exp(q.k) over all tokens, as far as can be guessed.
     space : SearchSpace
-        Work space of this head.
+        Work space of this head; `values` begins with the estimates of `found`.
     """
     found[:] = -1
     log_mass[:] = LOWEST
@@ -246,5 +246,7 @@ def search(t, q, dim, beam, n_best, found, log_mass, space):
     n_rows, taken, m = FAN_OUT * n_pages, space.taken, ZERO
     for i in range(take_best(space.values, space.numbers, n_rows, n_least, taken, space.copies)):
         found[m] = pages[taken[i] >> 4] * FAN_OUT + (taken[i] & 15)
-        m += space.values[taken[i]] > -np.inf
+        value = space.values[taken[i]]
+        space.values[m] = value  # taken[i] >= i >= m: nothing is overwritten too early
+        m += value > -np.inf
     found[m:] = -1

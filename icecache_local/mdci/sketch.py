@@ -17,12 +17,13 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from ..half import address_of, dot, kernel, prefetch, store, weighted_distance
+from ..half import address_of, dot, kernel, largest, prefetch, store, weighted_distance
 from .layout import FAN_OUT
 
 PLANES = 4  # bits of a query's integers, two's complement
 LARGEST = np.float32(7)
 SIZE_STEP = np.float32(4 / 255)  # of 16 tokens, none is more than 4 times the typical one
+UNKNOWN = np.float32(1 - 2 / np.pi)
 LOWEST = np.float32(-3e38)
 AHEAD = 16  # pages asked for before they are needed
 LINE = 8  # words of a cache line
@@ -297,3 +298,20 @@ def sketch(t, q, dim, n_pages, log_mass, space):
             )
         for j in range(t.fill[page], FAN_OUT):
             space.values[i * FAN_OUT + j] = -np.inf
+
+
+@kernel()
+def expect(found, page_spread, space):
+    """Turn the estimates of `found` [G, C], with which `space.values` begins, into expectations.
+
+    A key's signs tell 2 / pi of the variance that its page leaves open. The mean of exp(x) over
+    the rest of it, for a Gaussian x, is that of its mean times exp(variance / 2).
+    """
+    for g in range(found.shape[0]):
+        unit = UNKNOWN * largest(space.unit_spread[g], np.int64(0), space.unit_spread.shape[1])
+        if not unit < np.inf:  # of a NaN query
+            continue
+        for i in range(found.shape[1]):
+            if found[g, i] < 0:
+                break
+            space.values[g, i] += unit * page_spread[g, found[g, i] >> 4]

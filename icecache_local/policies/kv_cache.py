@@ -5,7 +5,6 @@ from __future__ import annotations
 import llama_cpp
 import numpy as np
 
-from .._native import ffi
 from ..config import CacheConfig
 from ..errors import IceCacheError
 from ..hook import PREFILL
@@ -95,9 +94,5 @@ class PolicyKVCache(KVCache):
         # What policy "full" decodes is read exactly too, but it is no prompt.
         decoded = self.policy.exact and layer.n_tokens == 1
         if self.hook.c.mode == PREFILL and place == layer.layer and not decoded:
-            shape = (layer.n_tokens, layer.n_heads, layer.dk)
-            size = layer.q_token * (shape[0] - 1) + layer.q_head * (shape[1] - 1) + 4 * shape[2]
-            strides = (layer.q_token, layer.q_head, 4)
-            q = np.ndarray(shape, np.float32, ffi.buffer(layer.q, size), strides=strides)
-            self._layers[layer.layer].observe(q)
+            self._layers[layer.layer].observe(self._devices[layer.layer].queries(layer))
         super()._on_layer(place)

@@ -12,7 +12,7 @@ import struct
 import llama_cpp
 import numpy as np
 
-from ..device.host import HostDevice
+from ..device.base import Device
 from ..errors import SessionError, UnsupportedModelError
 from ..graph_check import F16
 
@@ -21,14 +21,14 @@ _CELL = np.dtype([("position", "<i4"), ("n_sequences", "<u4"), ("sequence", "<i4
 _ROWS = struct.Struct("<iQ")  # type and bytes of a row
 
 
-def check_supported(ctx: object, devices: dict[int, HostDevice], n_cells: int) -> None:
+def check_supported(ctx: object, devices: dict[int, Device], n_cells: int) -> None:
     """Refuse models of which llama.cpp keeps more than one K and V row per cell and layer.
 
     Parameters
     ----------
     ctx : llama_context
         Its cache holds `n_cells` cells.
-    devices : dict of int to HostDevice
+    devices : dict of int to Device
         By layer number.
     n_cells : int
 
@@ -47,13 +47,13 @@ def check_supported(ctx: object, devices: dict[int, HostDevice], n_cells: int) -
         )
 
 
-def place_cells(ctx: object, devices: dict[int, HostDevice], position_of: np.ndarray) -> None:
+def place_cells(ctx: object, devices: dict[int, Device], position_of: np.ndarray) -> None:
     """Make an empty cache hold `position_of[i]` in cell i, with rows of zeros.
 
     Parameters
     ----------
     ctx : llama_context
-    devices : dict of int to HostDevice
+    devices : dict of int to Device
         By layer number, ascending.
     position_of : int32 array [n]
 
@@ -81,7 +81,7 @@ def place_cells(ctx: object, devices: dict[int, HostDevice], position_of: np.nda
         raise SessionError("llama.cpp refused the session's cells; read the text again.")
 
 
-def _row_sizes(devices: dict[int, HostDevice]) -> list[int]:
+def _row_sizes(devices: dict[int, Device]) -> list[int]:
     """Bytes of a row of each K, then of each V that is not a part of K."""
-    sizes = [device.k[:1].nbytes for device in devices.values()]
-    return sizes + [device.v[:1].nbytes for device in devices.values() if device.v.shape[2]]
+    sizes = [device.row_bytes for device in devices.values()]
+    return [k for k, _ in sizes] + [v for _, v in sizes if v]

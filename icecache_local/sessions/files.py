@@ -10,11 +10,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from xxhash import xxh3_64_intdigest
+from xxhash import xxh3_64, xxh3_64_intdigest
 
 from ..errors import SessionDamagedError, SessionError
 
-VERSION = 1
+VERSION = 2
 ADVICE = "remove the session and read the text again"
 _FRAME = struct.Struct("<8sIIQQ")  # magic, version, zero, bytes of the payload, their checksum
 MAGIC = b"ICELOCAL"
@@ -80,9 +80,10 @@ def read_json(path: Path) -> dict:
         raise SessionDamagedError(f"{path} is cut short; {ADVICE}.")
     magic, version, zero, n_bytes, checksum = _FRAME.unpack_from(data)
     payload = data[_FRAME.size :]
-    if magic == MAGIC and version > VERSION:
+    if magic == MAGIC and zero == 0 and version != VERSION and 0 < version < 1 << 16:
+        advice = "update it" if version > VERSION else ADVICE
         raise SessionDamagedError(
-            f"{path} has format version {version}, this program knows up to {VERSION}: update it."
+            f"{path} has format version {version}, this program knows {VERSION}: {advice}."
         )
     sound = magic == MAGIC and zero == 0 and version == VERSION and n_bytes == len(payload)
     if not sound or checksum != xxh3_64_intdigest(payload):
@@ -173,7 +174,13 @@ class Tables:
         """All names, in the order of the file."""
         return list(self._places)
 
-    def read(self, name: str, dtype: type | np.dtype, most: tuple[int, ...]) -> np.ndarray:
+    def read(
+        self,
+        name: str,
+        dtype: type | np.dtype,
+        most: tuple[int, ...],
+        into: np.ndarray | None = None,
+    ) -> np.ndarray:
         """Read an array that is of the expected kind.
 
         Parameters
@@ -182,10 +189,14 @@ class Tables:
         dtype : dtype
         most : tuple of int
             Its shape may be no larger in any dimension.
+        into : array of shape `most`, optional
+            Where it is read to: the first elements of each dimension, of which only the first may
+            have gaps.
 
         Returns
         -------
         array
+            A new one, or a view of `into`.
 
         Raises
         ------
@@ -197,13 +208,20 @@ class Tables:
             raise self._damaged
         if any(n > limit for n, limit in zip(shape, most, strict=True)):
             raise self._damaged
-        array = np.zeros(shape, found)
-        data = array.reshape(-1).view(np.uint8)
+        if into is None:
+            array = np.zeros(shape, found)
+            rows = [array.reshape(-1).view(np.uint8)]
+        else:
+            array = into[tuple(slice(n) for n in shape)]
+            rows = [row.reshape(-1).view(np.uint8) for row in array]
+        rows, digest = [row for row in rows if len(row)], xxh3_64()
         try:
-            got = os.preadv(self._fd, [data], offset) if len(data) else 0
+            got = os.preadv(self._fd, rows, offset) if rows else 0
         except OSError as error:
             raise SessionDamagedError(f"{self._path}: {error.strerror}; {ADVICE}.") from None
-        if got != len(data) or f"{xxh3_64_intdigest(data):016x}" != checksum:
+        for row in rows:
+            digest.update(row)
+        if got != array.nbytes or f"{digest.intdigest():016x}" != checksum:
             raise self._damaged
         return array
 

@@ -53,13 +53,12 @@ def fingerprint_of(info: ModelInfo, n_ctx: int, options: dict[str, object]) -> d
     def option(name: str) -> object:
         return options.get(name, parameters[name].default)
 
-    parts = [info.path, *(part.path for part in read_parts(read_header(info.path)))]
     lora = option("lora_path")
     overrides = option("kv_overrides") or {}
     return {
         "name": info.path.stem,
         "architecture": info.architecture,
-        "model": "-".join(_digest(path) for path in parts),
+        "model": "-".join(_digest(path) for path in _parts(info.path)),
         "lora": [_digest(Path(lora)), float(option("lora_scale"))] if lora else None,
         "rope": [option(name) for name in ROPE],
         "overrides": sorted([str(key), repr(value)] for key, value in overrides.items()),
@@ -81,6 +80,17 @@ def check_fingerprint(stored: dict[str, object], found: dict[str, object], name:
                 f"{name} was saved with {what} (model {stored.get('name')}): open it with that, "
                 "or read the text again in a new session."
             )
+
+
+def _parts(path: Path) -> tuple[Path, ...]:
+    """All files of a model; read anew only if the first one has changed: every save asks."""
+    stat = os.stat(path)
+    return _parts_of(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=16)
+def _parts_of(path: Path, _: int, __: int) -> tuple[Path, ...]:
+    return (path, *(part.path for part in read_parts(read_header(path))))
 
 
 def _digest(path: Path) -> str:

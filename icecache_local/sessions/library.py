@@ -15,7 +15,6 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,67 +23,12 @@ from xxhash import xxh3_128
 from ..config import PAGE
 from ..errors import SessionDamagedError, SessionError, SessionWriteError
 from .chain import kind_of, page_chain
-from .files import read_json, write_json
+from .entry import Entry, Found, read_card, read_entry, write_card
 from .settings import Settings
 from .snapshot import Layer, Layout, Snapshot, write_snapshot
 
 LEAST = 256  # tokens worth opening or storing
 NAME = re.compile(r"[0-9a-f]{16}-[0-9a-f]{32}")  # hashes of the kind of model, and of the text
-LEAST_AGE = 3600  # seconds; what was used within the last hour counts alike
-_CARD = {"n_tokens": int, "uses": int, "used_at": float, "read_s": float, "chain": list}
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A stored text.
-
-    Attributes
-    ----------
-    path : Path
-    n_tokens : int
-    n_bytes : int
-    n_uses : int
-        How often it was opened.
-    used_at : float
-        Seconds since the epoch.
-    read_s : float
-        What reading it took.
-    """
-
-    path: Path
-    n_tokens: int
-    n_bytes: int
-    n_uses: int
-    used_at: float
-    read_s: float
-
-    def value(self, now: float) -> float:
-        """Seconds of reading saved per byte and second, if it is used on as it was so far."""
-        age = max(now - self.used_at, LEAST_AGE)
-        return self.read_s * (1 + self.n_uses) / (max(1, self.n_bytes) * age)
-
-
-@dataclass
-class Found:
-    """An entry that is open; it is not evicted before `close`.
-
-    Attributes
-    ----------
-    snapshot : Snapshot
-    n_common : int
-        Tokens it shares with what was asked for.
-    """
-
-    snapshot: Snapshot
-    n_common: int
-    _fd: int
-
-    def close(self) -> None:
-        """Close the files."""
-        self.snapshot.close()
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
 
 
 class Library:
@@ -130,8 +74,8 @@ class Library:
         for _, path in sorted(self._sharing(kind, chain), reverse=True):
             found = self._open(path, tokens)
             if found is not None and found.n_common >= LEAST:
-                card = self._card(path)
-                self._note(path, card | {"uses": card["uses"] + 1})
+                card = read_card(path)
+                write_card(path, card | {"uses": card["uses"] + 1})
                 return found
             if found is not None:
                 found.close()
@@ -142,7 +86,7 @@ class Library:
         shared = []
         for path in self._paths():
             if path.name.startswith(f"{kind}-"):
-                same = [a == b for a, b in zip(chain, self._card(path)["chain"], strict=False)]
+                same = [a == b for a, b in zip(chain, read_card(path)["chain"], strict=False)]
                 n_pages = same.index(False) if False in same else len(same)
                 if n_pages * PAGE >= LEAST:
                     shared.append((n_pages, path))
@@ -176,6 +120,7 @@ class Library:
         layout: Layout,
         layers: dict[int, Layer],
         read_s: float,
+        title: str = "",
     ) -> bool:
         """Keep a sequence, unless it is too short or larger than the library may be.
 
@@ -190,6 +135,8 @@ class Library:
         layers : dict of int to Layer
         read_s : float
             Seconds that reading it took.
+        title : str
+            Names of the documents, for people.
 
         Returns
         -------
@@ -216,7 +163,7 @@ class Library:
             try:
                 write_snapshot(path, fingerprint, settings, tokens, layout, layers)
                 card = {"n_tokens": len(tokens), "uses": 0, "read_s": read_s, "chain": chain}
-                self._note(path, card)
+                write_card(path, card | {"title": title})
             except OSError as error:
                 raise SessionWriteError(
                     f"{self.path} could not be written ({error.strerror}); free some space."
@@ -227,31 +174,10 @@ class Library:
     def entries(self) -> list[Entry]:
         """All entries, the least valuable first."""
         now = time.time()
-        return sorted(map(self._entry, self._paths()), key=lambda entry: entry.value(now))
+        return sorted(map(read_entry, self._paths()), key=lambda entry: entry.value(now))
 
     def _paths(self) -> list[Path]:
         return sorted(path for path in self.path.iterdir() if NAME.fullmatch(path.name))
-
-    def _entry(self, path: Path) -> Entry:
-        card, n_bytes = self._card(path), 0
-        for file in path.glob("*"):
-            with contextlib.suppress(OSError):
-                n_bytes += file.stat().st_size
-        n_tokens, n_uses = card["n_tokens"], card["uses"]
-        return Entry(path, n_tokens, n_bytes, n_uses, card["used_at"], card["read_s"])
-
-    def _card(self, path: Path) -> dict:
-        """Return what is known of an entry; without a card it is of no worth, the first to go."""
-        try:
-            card = read_json(path.with_name(f"{path.name}.card"))
-            return {key: kind(card[key]) for key, kind in _CARD.items()}
-        except (SessionDamagedError, KeyError, TypeError, ValueError):
-            return {key: kind() for key, kind in _CARD.items()}
-
-    def _note(self, path: Path, card: dict) -> None:
-        """Write down how an entry is used now; lost uses do no harm."""
-        with contextlib.suppress(OSError):
-            write_json(path.with_name(f"{path.name}.card"), card | {"used_at": time.time()})
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -278,6 +204,18 @@ class Library:
                 return
             if self.discard(entry.path):
                 total -= entry.n_bytes
+
+    def remove(self, name: str) -> bool:
+        """Remove the entry of this name, unless somebody has it open; whether it is gone.
+
+        Raises
+        ------
+        SessionError
+            There is no such entry.
+        """
+        if not NAME.fullmatch(name) or not (self.path / name).exists():
+            raise SessionError(f"There is no entry {name} in {self.path}.")
+        return self.discard(self.path / name)
 
     def discard(self, path: Path) -> bool:
         """Remove an entry, unless somebody has it open; whether it is gone."""

@@ -111,6 +111,15 @@ class SessionMethods:
         """What was last saved as notes in the session that was opened; {} without one."""
         return self._session.notes if self._session else {}
 
+    def close_session(self) -> None:
+        """Let others open the session; this object goes on without it.
+
+        What was not saved is not in it, and nothing more will be.
+        """
+        if self._session is not None:
+            self._session.close()
+            self._session = self._kv.journal = None
+
     def close(self) -> None:
         """Free the model, and let others open the session."""
         if self._session is not None:

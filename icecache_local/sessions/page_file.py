@@ -36,8 +36,8 @@ def record_size(page_bytes: int) -> int:
 class PageFile:
     """Read-only pages of one layer.
 
-    Record number = head * n_pages + page; a record is one page of one KV head, K rows first,
-    as in `HostPages.kv`.
+    Each head has n_pages records in an order of its own; a record is one page, K rows first, as
+    in `HostPages.kv`.
 
     Parameters
     ----------
@@ -47,7 +47,9 @@ class PageFile:
     page_bytes : int
         Bytes of a page without its padding.
     checksums : uint64 array [G * P]
-        XXH3-64 of each page's bytes without the padding.
+        XXH3-64 of each record's bytes without the padding.
+    place : int32 array [G, P], optional
+        Which of its head's records each page is; by default they are in the order of the pages.
 
     Raises
     ------
@@ -56,11 +58,18 @@ class PageFile:
     """
 
     def __init__(
-        self, path: Path, n_heads: int, n_pages: int, page_bytes: int, checksums: np.ndarray
+        self,
+        path: Path,
+        n_heads: int,
+        n_pages: int,
+        page_bytes: int,
+        checksums: np.ndarray,
+        place: np.ndarray | None = None,
     ) -> None:
         self.path, self.n_heads, self.n_pages = path, n_heads, n_pages
         self.page_bytes, self.record_bytes = page_bytes, record_size(page_bytes)
         self.checksums = checksums
+        self.place = np.tile(np.arange(n_pages), (n_heads, 1)) if place is None else place
         self._padding = bytearray(self.record_bytes - page_bytes)
         try:
             self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -72,15 +81,21 @@ class PageFile:
             self.close()
             raise SessionDamagedError(f"{path} has {found} bytes, not {expected}; {ADVICE}.")
 
-    def read(self, numbers: np.ndarray, out: np.ndarray) -> None:
+    def records(self, heads: int | np.ndarray, pages: np.ndarray) -> np.ndarray:
+        """Record numbers of pages; int64 [n]."""
+        return heads * np.int64(self.n_pages) + self.place[heads, pages]
+
+    def read(self, numbers: np.ndarray, out: np.ndarray, at: np.ndarray | None = None) -> None:
         """Read records in parallel and compare their checksums.
 
         Parameters
         ----------
         numbers : int64 array [n]
-            Record numbers; ascending neighbours are read at once.
-        out : array [n, page_bytes / itemsize]
-            Filled with the pages; each row must be contiguous.
+            Record numbers, in any order; neighbours are read at once.
+        out : array [m, page_bytes / itemsize]
+            Receives the pages; each row must be contiguous.
+        at : int64 array [n], optional
+            Row of `out` for each page; by default the first to row 0, and so on.
 
         Raises
         ------
@@ -88,11 +103,15 @@ class PageFile:
             A page's bytes are not those that were written, or the disk failed.
         """
         rows = out.view(np.uint8)
-        if rows.shape != (len(numbers), self.page_bytes):
+        at = np.arange(len(rows)) if at is None else at
+        if rows.shape[1] != self.page_bytes or len(at) != len(numbers):
             raise ValueError(
-                f"out holds {list(rows.shape)} bytes, not [{len(numbers)}, {self.page_bytes}]"
+                f"{len(numbers)} pages of {self.page_bytes} bytes do not fit in {list(rows.shape)}"
             )
-        list(_pool().map(lambda run: self._read_run(numbers, rows, *run), self._runs(numbers)))
+        order = np.argsort(numbers)
+        numbers, order = numbers[order], at[order]
+        list(_pool().map(lambda run: self._read_run(numbers, rows, order, *run),
+                         self._runs(numbers)))  # fmt: skip
 
     def _runs(self, numbers: np.ndarray) -> Iterator[tuple[int, int]]:
         """Index ranges [first, last) of `numbers` that one read covers."""
@@ -105,9 +124,12 @@ class PageFile:
                 yield first, last
                 first = last
 
-    def _read_run(self, numbers: np.ndarray, rows: np.ndarray, first: int, last: int) -> None:
+    def _read_run(
+        self, numbers: np.ndarray, rows: np.ndarray, order: np.ndarray, first: int, last: int
+    ) -> None:
+        targets = [rows[i] for i in order[first:last].tolist()]
         buffers: list[np.ndarray | bytearray] = []
-        for row in rows[first:last]:
+        for row in targets:
             buffers += [row, self._padding] if self._padding else [row]
         wanted, at = (last - first) * self.record_bytes, int(numbers[first]) * self.record_bytes
         try:
@@ -116,7 +138,7 @@ class PageFile:
             raise SessionDamagedError(f"{self.path}: {error.strerror}; {ADVICE}.") from None
         sound = got == wanted and all(
             xxh3_64_intdigest(row) == self.checksums[number]
-            for number, row in zip(numbers[first:last], rows[first:last], strict=True)
+            for number, row in zip(numbers[first:last], targets, strict=True)
         )
         if not sound:
             raise SessionDamagedError(f"{self.path} is damaged near byte {at}; {ADVICE}.")
@@ -128,7 +150,7 @@ class PageFile:
             self.fd = -1
 
 
-def write_pages(path: Path, pages: HostPages, n_pages: int) -> np.ndarray:
+def write_pages(path: Path, pages: HostPages, order: np.ndarray) -> np.ndarray:
     """Write a new pages file and flush it to the disk.
 
     Parameters
@@ -136,12 +158,12 @@ def write_pages(path: Path, pages: HostPages, n_pages: int) -> np.ndarray:
     path : Path
         Must not exist; created with mode 0600.
     pages : HostPages
-    n_pages : int
-        Pages per KV head to write.
+    order : int32 array [G, n]
+        Pages of each KV head to write.
 
     Returns
     -------
-    uint64 array [G * n_pages]
+    uint64 array [G * n]
         Checksums, as `PageFile` takes them.
 
     Raises
@@ -149,15 +171,15 @@ def write_pages(path: Path, pages: HostPages, n_pages: int) -> np.ndarray:
     OSError
         The disk is full or failed.
     """
-    page_bytes, heads = pages.page_bytes, pages.shape.n_kv_heads
+    page_bytes = pages.page_bytes
     block = max(1, RUN_BYTES // record_size(page_bytes))
     padded = np.zeros((block, record_size(page_bytes)), np.uint8)
-    checksums = np.zeros((heads, n_pages), np.uint64)
+    checksums = np.zeros(order.shape, np.uint64)
     fd = create(path)
     try:
-        for g in range(heads):
-            for first in range(0, n_pages, block):
-                rows = pages.block(g, first, min(n_pages, first + block)).view(np.uint8)
+        for g, numbers in enumerate(order):
+            for first in range(0, len(numbers), block):
+                rows = pages.some(g, numbers[first : first + block]).view(np.uint8)
                 padded[: len(rows), :page_bytes] = rows
                 checksums[g, first : first + len(rows)] = [xxh3_64_intdigest(row) for row in rows]
                 write_all(fd, padded[: len(rows)])

@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
 
 def read(
-    llm: IceLlama, tokens: Sequence[int], library: Library, warn: Callable[[str], None]
+    llm: IceLlama,
+    tokens: Sequence[int],
+    library: Library,
+    warn: Callable[[str], None],
+    title: str = "",
 ) -> int:
     """Make a model that has read nothing read `tokens`, and keep them in the library.
 
@@ -28,6 +32,8 @@ def read(
     library : Library
     warn : callable
         Called with a sentence where the library cannot be used; the model reads all the same.
+    title : str
+        Names of the documents, for the library's list.
 
     Returns
     -------
@@ -43,7 +49,7 @@ def read(
         llm.eval(rest)
         seconds = (time.perf_counter() - start) / len(rest) * len(tokens)
         try:
-            library.store(*image_of(llm), seconds)
+            library.store(*image_of(llm), seconds, title)
         except SessionWriteError as error:
             warn(str(error))
     return n_common

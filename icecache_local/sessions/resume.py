@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from ..kv_cache import KVCache
     from ..layer_cache import LayerCache
     from ..llama import IceLlama
+
+LOADERS = 4  # layers loaded at once: some wait for the disk while others are checked
 
 
 def settings_for(
@@ -109,8 +112,8 @@ def load(llm: IceLlama, snapshot: Snapshot, session: Session | None = None) -> N
         if not same_budget:
             n_carriers = min(kv.config.budget - 2, (session or snapshot).n_tokens - 1)
         layers = kv.new_layers(n_carriers)
-        for number, cache in layers.items():
-            snapshot.load_layer(number, cache, lazy=True)
+        with ThreadPoolExecutor(LOADERS) as pool:
+            list(pool.map(lambda item: snapshot.load_layer(*item, lazy=True), layers.items()))
         tokens, layout = _latest(snapshot, session, layers)
         if not same_budget:
             layout = Layout(np.arange(n_carriers + 1, dtype=np.int32), 1)

@@ -30,6 +30,9 @@ class Layer(Protocol):
     def tables(self) -> dict[str, np.ndarray]:
         """Everything but K and V."""
 
+    def page_order(self) -> np.ndarray:
+        """Pages in the order of the file; int32 [G, n]."""
+
 
 class Layout(NamedTuple):
     """Which positions llama.cpp holds, and in what order its cells lie.
@@ -82,13 +85,14 @@ def write_snapshot(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(mode=0o700)
     try:
-        described, sums = [], {}
+        described, sums, places = [], {}, {}
         for number, layer in layers.items():
-            n_pages, shape = int(layer.pages.n_pages.max()), layer.shape
-            sums[number] = write_pages(partial / page_name(number), layer.pages, n_pages)
+            order, shape = layer.page_order(), layer.shape
+            sums[number] = write_pages(partial / page_name(number), layer.pages, order)
+            places[number] = np.argsort(order, axis=1).astype(np.int32)
             described.append(
                 [number, shape.n_heads, shape.n_kv_heads, shape.head_dim_k, shape.head_dim_v]
-                + [n_pages]
+                + [order.shape[1]]
             )
 
         def tables() -> object:
@@ -96,6 +100,7 @@ def write_snapshot(
             yield "cells", layout.cells
             for number, layer in layers.items():
                 yield f"{number}.checksums", sums[number]
+                yield f"{number}.place", places[number]
                 for name, table in layer.tables().items():
                     yield f"{number}.{name}", table
 
@@ -209,7 +214,11 @@ class Snapshot:
         n_records = shape.n_kv_heads * n_pages
         page_bytes = 2 * PAGE * (shape.head_dim_k + shape.head_dim_v)
         checksums = self.tables.read(f"{layer}.checksums", np.uint64, (n_records,))
-        file = PageFile(path, shape.n_kv_heads, n_pages, page_bytes, checksums)
+        place = self.tables.read(f"{layer}.place", np.int32, (shape.n_kv_heads, n_pages))
+        in_use = np.sort(place, axis=1)
+        if place.shape != (shape.n_kv_heads, n_pages) or (in_use != np.arange(n_pages)).any():
+            raise self._damaged
+        file = PageFile(path, shape.n_kv_heads, n_pages, page_bytes, checksums, place)
         self._files[layer] = file
         return file
 
@@ -223,12 +232,14 @@ class Snapshot:
         ------
         SessionDamagedError
         """
-        tables = {}
+        tables, in_place = {}, cache.tables_in_place()
         for name, limit in cache.table_limits().items():
-            if name == "token_in" and cache.config.budget != self.settings.cache.budget:
+            is_of_slots = name in ("token_in", "rows")
+            if is_of_slots and cache.config.budget != self.settings.cache.budget:
                 tables[name] = np.zeros_like(limit)
             else:
-                tables[name] = self.tables.read(f"{layer}.{name}", limit.dtype, limit.shape)
+                into = in_place.get(name)
+                tables[name] = self.tables.read(f"{layer}.{name}", limit.dtype, limit.shape, into)
         if not check_layer(cache, tables, self.n_tokens, self._n_pages[layer]):
             raise self._damaged
         cache.load_tables(tables)

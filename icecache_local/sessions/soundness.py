@@ -35,7 +35,9 @@ def check_layer(
         return False
     if pages_used.shape != (heads,) or tables["tail"].shape != (3,):
         return False
-    if pages_used.min() < cache.first_leaf or pages_used.max() != used:
+    if pages_used.min() < cache.first_leaf or pages_used.max() != used or used > cache.first_copy:
+        return False
+    if tables["rows"].shape != cache.table_limits()["rows"].shape:
         return False
     if not np.array_equal(ids > 0, np.arange(PAGE) < fill[..., None]):
         return False

@@ -17,6 +17,8 @@ from .snapshot import Snapshot
 class _NoDevice:
     """Stands in for cells: nothing is ever selected here."""
 
+    in_place = False
+
 
 def verify_session(folder: Path) -> int:
     """Check all checksums and tables of a session, and redo its journal.

@@ -21,7 +21,7 @@ class TinySpec:
     arch : str
         A key of `ARCHITECTURES`.
     dtype : str
-        "f32", "f16" or "q8_0"; vectors are always f32.
+        "f32", "f16", "q8_0" or "q4_0"; vectors are always f32.
     n_swa : int
         Sliding window in tokens, where the architecture has one.
     seed : int

@@ -69,8 +69,10 @@ def address(tmp_path_factory, tiny_model) -> Iterator[str]:
         port = free.getsockname()[1]
     chats = tmp_path_factory.mktemp("chats")
     options = ["--no-browser", "--port", str(port), "--chats", str(chats)]
+    options += ["--library", str(tmp_path_factory.mktemp("library"))]
     process = subprocess.Popen(
-        [sys.executable, "-c", COMMAND, "ui", "--models", str(model.parent), *options]
+        [sys.executable, "-c", COMMAND, "ui", "--models", str(model.parent), *options],
+        env=os.environ | {"XDG_DATA_HOME": str(tmp_path_factory.mktemp("data"))},
     )
     url = f"http://127.0.0.1:{port}/"
     try:
@@ -267,6 +269,32 @@ def test_chats_of_one_document_switch_without_reading(page) -> None:
     expect_answer(page, IN_TEXT.code, 1, timeout=15 * SECONDS)
     page.locator("#ice-chats label").nth(1).click()
     expect(page.locator("#ice-chat [data-testid=bot]")).to_have_count(3, timeout=10 * SECONDS)
+
+
+def test_a_chat_is_saved_opened_and_deleted(page) -> None:
+    page.get_by_role("button", name="Saved on disk").click()
+    page.get_by_label("Name", exact=True).fill("my book")
+    page.get_by_role("button", name="Save this chat").click()
+    expect(page.get_by_role("status")).to_contain_text("Saved as my book", timeout=READ)
+    cost = page.locator("#ice-saved-cost")
+    expect(cost).to_contain_text(re.compile(r"1 chat saved, [\d.]+ MiB"))
+    expect(cost).to_contain_text(re.compile(r"\d texts? in the library, [\d.]+ MiB"))
+    shoot(page, "saved")
+    page.get_by_role("button", name="New chat").click()
+    expect(page.locator("#ice-chat [data-testid=bot]")).to_have_count(0, timeout=10 * SECONDS)
+    page.get_by_label("Saved chats and read texts").click()
+    page.get_by_role("option", name=re.compile("^my book")).click()
+    page.get_by_role("button", name="Open", exact=True).click()
+    expect(page.locator("#ice-chat [data-testid=bot]")).to_have_count(3, timeout=30 * SECONDS)
+    page.get_by_role("button", name="Delete …").click()
+    expect(page.locator("#ice-saved-question")).to_contain_text("Delete my book")
+    shoot(page, "saved-delete")
+    page.get_by_role("button", name="Keep it").click()
+    expect(page.locator("#ice-saved-question")).to_be_hidden()
+    page.get_by_role("button", name="Delete …").click()
+    page.get_by_role("button", name="Delete it").click()
+    expect(cost).to_contain_text("0 chats saved", timeout=10 * SECONDS)
+    page.get_by_role("button", name="Saved on disk").click()
 
 
 def reach(page: Page, target: Locator) -> None:

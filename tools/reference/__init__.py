@@ -1,0 +1,1 @@
+"""Parts of `tools/train_reference.py`: texts, batches, network, optimizer, file."""

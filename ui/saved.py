@@ -47,7 +47,7 @@ class SavedPanel:
             "saved_cost": render.saved_cost(
                 (len(choices), n_bytes), (len(texts), n_text_bytes), self.engine.library is not None
             ),
-            **({"saved_name": self._name(self.store.get(key))} if key else {}),
+            **({"saved_name": self._proposal(key)} if key else {}),
         }
 
     def _sessions(self) -> tuple[list[tuple[str, str]], int]:
@@ -76,6 +76,10 @@ class SavedPanel:
         ]
         return choices, sum(entry.n_bytes for entry in entries)
 
+    def _proposal(self, key: str) -> Updates:
+        """Show what an empty name stands for; a name that was typed stays."""
+        return gr.update(placeholder=self._name(self.store.get(key)))
+
     def _name(self, chat: Chat) -> str:
         """Propose a name for a chat."""
         names = [self.store.document(key).name for key in chat.documents[:1]]
@@ -87,6 +91,7 @@ class SavedPanel:
     def save(self, request: gr.Request, name: str, key: str) -> Iterator[Updates]:
         """Save a chat with what the model has read for it."""
         chat, message, engine = self.store.get(key), "", self.engine
+        name = name.strip() or self._name(chat)
         try:
             path = session_folder(_plain(name))
             conversation = self.store.conversation(chat, len(chat.turns), engine.is_embedded)
@@ -98,7 +103,7 @@ class SavedPanel:
             yield from self.page.follow(events, saved)
         except IceCacheError as error:
             message = render.notice(sentence(error))
-        yield self.show(f"{CHAT}:{name.strip()}") | ({"notice": message} if message else {})
+        yield self.show(f"{CHAT}:{name}") | ({"notice": message} if message else {})
 
     def open(self, chosen: str | None) -> Iterator[Updates]:
         """Load the model of a saved chat and go on in it."""

@@ -319,10 +319,12 @@ def test_keys_alone_ask_and_look_around(page, address) -> None:
     page.keyboard.press("Enter")
     shown = other.inner_text().splitlines()[-1][:30]
     expect(page.locator("mark.here")).to_contain_text(shown)
+    chats = page.locator("#ice-chats label")
+    title = chats.filter(has=page.locator("input:checked")).inner_text()
     reach(page, page.get_by_role("button", name="New chat"))
     page.keyboard.press("Enter")
     expect(page.locator("#ice-chat [data-testid=bot]")).to_have_count(0, timeout=10 * SECONDS)
-    page.locator("#ice-chats label").nth(1).click()
+    chats.filter(has_text=title).click()
     expect(page.locator("#ice-chat [data-testid=bot]")).to_have_count(4, timeout=10 * SECONDS)
 
 

@@ -116,7 +116,16 @@ def test_a_document_is_read_once_and_its_place_in_the_library_told(page) -> None
     assert not list((page.engine.library.path).glob("*-*"))
 
 
-@pytest.mark.parametrize("name", ["../out", "a/b", "", "x" * 101])
+def test_an_empty_name_stands_for_the_proposed_one(page) -> None:
+    chat = begun(page)
+    proposed = SavedPanel(page).show(key=chat.id)["saved_name"]["placeholder"]
+    shown = run(SavedPanel(page).save(Request(), " ", chat.id))
+    assert f"Saved as {proposed}." in shown["notice"]
+    assert [path.name for path in all_sessions()] == [proposed]
+    assert "value" not in SavedPanel(page).show(key=chat.id)["saved_name"]  # what was typed stays
+
+
+@pytest.mark.parametrize("name", ["../out", "a/b", "..", "x" * 101])
 def test_names_that_lead_elsewhere_are_refused(page, name) -> None:
     chat = begun(page)
     shown = run(SavedPanel(page).save(Request(), name, chat.id))

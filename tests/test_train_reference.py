@@ -234,9 +234,9 @@ def test_a_file_holds_what_was_written(tmp_path, open_stock) -> None:
     assert set(same) == set(weights)
     for name, x in weights.items():
         np.testing.assert_array_equal(same[name], x)
-    llm = open_stock(path, n_ctx=256)
+    llm = open_stock(path, n_ctx=256, logits_all=True)
     assert "A:" in llm.metadata["tokenizer.chat_template"]
-    original = open_stock(embedded.model_path(), n_ctx=256)
+    original = open_stock(embedded.model_path(), n_ctx=256, logits_all=True)
     for model in (llm, original):
         model.eval(list(range(100, 200)))
     np.testing.assert_array_equal(llm._scores[-1], original._scores[-1])

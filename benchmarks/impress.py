@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 
 from icecache_local import IceLlama
-from icecache_local.attention import queries
 from icecache_local.config import PAGE, ModelShape
 from icecache_local.disk_tier import DiskTier
 from icecache_local.half import FAST, exp_nonpositive, kernel, load
@@ -48,7 +47,7 @@ class Impress:
     ) -> None:
         self.agree = agree
         kv = llm._kv
-        self.n, self.share = kv.n_tokens, share
+        self.n, self.share, self.devices = kv.n_tokens, share, kv.devices
         self.inner, self.n_whole, self.n_run = kv._attention, 0, 0
         caches = kv.layers
         self.limit = limit // len(caches)
@@ -69,7 +68,7 @@ class Impress:
         chunks, keys = self.stored[layer.layer]
         keys.tier.trim(None)
         keys.tier.fetch_all()
-        wanted = self._choose(queries(layer), keys, layer.scale)
+        wanted = self._choose(self.devices[layer.layer].queries(layer), keys, layer.scale)
         if not keys.tier.nbytes_held <= self.limit // 4:
             keys.tier.trim(self.limit // 4)
         self.n_run += 1

@@ -215,13 +215,16 @@ def rivals(bench: Bench, share: float = 0.25) -> Iterator[Row]:
         if name.startswith("IMPRESS"):
             agree = -1.0 if name.endswith("agreed") else AGREE
             rival = Impress(bench.llm, bench.folder / f"impress{agree}", share, limit, agree)
-            kv._attention, kv._budget.limit = rival, None
+            kv._budget.limit = None
+            for device in kv.devices.values():
+                device._attention = rival
             kv._fill_of_pages_read = lambda *_: None
         before = bench.read_bytes
         try:
             seconds = sum(map(bench.ask, range(N_RIVAL_QUESTIONS))) / N_RIVAL_QUESTIONS
         finally:
-            kv._attention = attention
+            for device in kv.devices.values():
+                device._attention = attention
             kv.__dict__.pop("_fill_of_pages_read", None)
         n_read = bench.read_bytes - before
         n_read //= N_RIVAL_QUESTIONS

@@ -26,7 +26,7 @@ AGREE = 0.6
 
 
 class Impress:
-    """Takes the place of a sequence's `Attention`.
+    """Takes the place of a sequence's `PromptReader`.
 
     Parameters
     ----------
@@ -47,28 +47,28 @@ class Impress:
     ) -> None:
         self.agree = agree
         kv = llm._kv
-        self.n, self.share, self.devices = kv.n_tokens, share, kv.devices
-        self.inner, self.n_whole, self.n_run = kv._attention, 0, 0
-        caches = kv.layers
-        self.limit = limit // len(caches)
+        self.n, self.share, self.n_whole, self.n_run = kv.n_tokens, share, 0, 0
+        self.limit = limit // len(kv.layers)
         widen(np.zeros(1, np.uint16), held := np.zeros((1, 1), np.float32))  # compiles
         add_softmax(held, held[0])
         folder.mkdir()
-        self.stored = {i: _store(folder / str(i), c, self.n) for i, c in caches.items()}
+        self.stored = {i: _store(folder / str(i), c, self.n) for i, c in kv.layers.items()}
 
     @property
     def read_bytes(self) -> int:
         """Bytes read so far."""
         return sum(pages.tier.read_bytes for pair in self.stored.values() for pages in pair)
 
-    def run(
-        self, layer: object, pages: HostPages, cells: np.ndarray, fill: np.ndarray | None
-    ) -> None:
-        """As `Attention.run`."""
+    def part(self, budget: object) -> float:
+        """As `PromptReader.part`."""
+        return 1.0
+
+    def attend(self, layer: object, cache: LayerCache, cells: np.ndarray, *_: object) -> None:
+        """As `PromptReader.attend`."""
         chunks, keys = self.stored[layer.layer]
         keys.tier.trim(None)
         keys.tier.fetch_all()
-        wanted = self._choose(self.devices[layer.layer].queries(layer), keys, layer.scale)
+        wanted = self._choose(cache.device.queries(layer), keys, layer.scale)
         if not keys.tier.nbytes_held <= self.limit // 4:
             keys.tier.trim(self.limit // 4)
         self.n_run += 1
@@ -85,7 +85,7 @@ class Impress:
             loaded = np.zeros_like(chunks.fill)
             for g, pages_of in enumerate(rows // PAGE):
                 loaded[g, pages_of] = chunks.fill[g, pages_of]
-        self.inner.run(layer, chunks, cells, loaded)
+        cache.device.attend(layer, chunks, cells, loaded)
         chunks.tier.trim(self.limit * 3 // 4)
 
     def _choose(self, q: np.ndarray, keys: HostPages, scale: float) -> np.ndarray | None:

@@ -20,6 +20,7 @@ from pathlib import Path
 import click
 import numba
 import numpy as np
+from models import OUT
 
 from icecache_local import CacheConfig
 from icecache_local.config import PAGE, ModelShape
@@ -27,7 +28,6 @@ from icecache_local.host_pages import HostPages
 from icecache_local.mdci import MDCIndex
 from icecache_local.selection import Selector
 
-OUT = Path(__file__).resolve().parent / "out"
 NO_TAIL = np.zeros(0, np.int32)
 NEVER = 1 << 30  # a position that no token has: none is forced or excluded
 ROUNDS = 3  # passes over all queries; each query's shortest time counts
@@ -304,10 +304,10 @@ def main(
             )
 
     print(f"{'data':20} {'tokens':>8} {'method':12} {'chosen':>6} {'us':>10} recall   mass")
-    for n in (32768, tokens) + ((1 << 20,) if million else ()):
+    for n in (tokens // 4, tokens) + ((1 << 20,) if million else ()):
         add(mixture(1, 1, n, queries, rng), 256)
     for name in ("equal", "outliers", "cluster", "sorted"):
-        add(adversarial(name, 32768, queries, rng), 256)
+        add(adversarial(name, tokens // 4, queries, rng), 256)
     rules = []
     if record.exists():
         for case in recorded(record, queries):
@@ -317,7 +317,7 @@ def main(
         print_dicts(rules)
     costs = [growth(tokens, queries, rng)]
     print_dicts(costs)
-    steps = [step(n, threads, queries, rng) for n in (16384, 32768, tokens)]
+    steps = [step(n, threads, queries, rng) for n in (tokens // 8, tokens // 4, tokens)]
     print_dicts(steps)
     path.parent.mkdir(exist_ok=True)
     result = {"rows": [asdict(row) for row in rows], "rules": rules, "costs": costs, "steps": steps}

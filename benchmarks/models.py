@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "tests"))  # tests/tiny_models.py is the project's only GGUF writer
 from tiny_models import TinySpec, write_model  # noqa: E402
 
-OUT = ROOT / "benchmarks" / "out"
+OUT = Path(os.environ.get("ICECACHE_BENCHMARKS", ROOT / "benchmarks" / "out"))
 
 
 @dataclasses.dataclass(frozen=True)

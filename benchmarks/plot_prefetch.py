@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+import click
 import matplotlib
 import numpy as np
 from fill import fill_ice
-from models import OUT, qwen3_slice
+from models import OUT, ROOT, qwen3_slice
 from sessions import Bench
 
 from icecache_local import IceLlama
@@ -28,8 +29,6 @@ from icecache_local.reprefill import Reprefill
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
-TOKENS, LAYERS = 16384, 8
-PICTURE = Path(__file__).resolve().parents[1] / "docs" / "prefetch.png"
 LANES = ("read ahead", "read now", "score pages", "attention", "index")
 Event = tuple[str, float, float, int]
 
@@ -69,7 +68,7 @@ def traced(bench: Bench) -> Iterator[list[Event]]:
             setattr(*key, call)
 
 
-def draw(parts: list[tuple[str, list[Event]]]) -> None:
+def draw(parts: list[tuple[str, list[Event]]], label: str, png: str) -> None:
     """One panel per way of reading."""
     figure, panels = plt.subplots(len(parts), 1, figsize=(9, 5), sharex=True)
     for panel, (title, events) in zip(panels, parts, strict=True):
@@ -81,19 +80,24 @@ def draw(parts: list[tuple[str, list[Event]]]) -> None:
         panel.set_title(f"{title}: {n_bytes / 2**20:.0f} MiB read", loc="left", fontsize=10)
         panel.set_yticks(range(len(LANES)), LANES)
         panel.invert_yaxis()
-    panels[-1].set_xlabel(f"ms; a question of 32 tokens behind {TOKENS:,}, {LAYERS} layers")
+    panels[-1].set_xlabel(label)
     figure.tight_layout()
-    figure.savefig(PICTURE, dpi=110)
+    figure.savefig(png, dpi=110)
 
 
-def main() -> None:
+@click.command()
+@click.option("--tokens", default=16384, help="Stored before the question.")
+@click.option("--layers", default=8, help="Of the model.")
+@click.option("--png", default=ROOT / "docs" / "prefetch.png", help="The picture.")
+def main(tokens: int, layers: int, png: str) -> None:
     """Trace one question, exact and selective."""
+    OUT.mkdir(exist_ok=True)
     rng, work = np.random.default_rng(0), Path(tempfile.mkdtemp(dir=OUT))
-    options = {"n_ctx": TOKENS + 1024, "n_threads": 2, "n_threads_batch": 2, "verbose": False}
+    options = {"n_ctx": tokens + 1024, "n_threads": 2, "n_threads_batch": 2, "verbose": False}
     parts = []
     try:
-        with closing(IceLlama(str(qwen3_slice(LAYERS, "q8_0")), **options)) as llm:
-            fill_ice(llm, TOKENS, rng)
+        with closing(IceLlama(str(qwen3_slice(layers, "q8_0")), **options)) as llm:
+            fill_ice(llm, tokens, rng)
             llm.eval([1])
             bench = Bench(llm, work)
             for title, share in (("all pages (exact)", None), ("10% of the pages", 0.1)):
@@ -105,7 +109,7 @@ def main() -> None:
                 parts.append((title, events))
     finally:
         shutil.rmtree(work)
-    draw(parts)
+    draw(parts, f"ms; a question of 32 tokens behind {tokens:,}, {layers} layers", png)
     for title, events in parts:
         for lane in LANES:
             ms = 1000 * sum(d for name, _, d, _ in events if name == lane)

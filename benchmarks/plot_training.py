@@ -6,15 +6,15 @@ Usage: python benchmarks/plot_training.py docs/training-log.jsonl
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
+import click
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
+from models import ROOT  # noqa: E402
 
-OUT = Path(__file__).resolve().parents[1] / "docs" / "training.png"
 LOSSES = ("loss", "prose")
 NO_TASKS = ("step", "seconds_per_step", *LOSSES)
 
@@ -25,7 +25,10 @@ def series(lines: list[dict], key: str) -> tuple[list[int], list[float]]:
     return [step for step, _ in pairs], [value for _, value in pairs]
 
 
-def draw(log: Path, out: Path) -> None:
+@click.command()
+@click.argument("log", type=click.Path(path_type=Path))
+@click.option("--png", default=ROOT / "docs" / "training.png", help="The picture.")
+def main(log: Path, png: str) -> None:
     """Draw the share of right answers of each drill, and the losses, by step."""
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     lines = [row for row in rows if "step" in row]
@@ -46,10 +49,8 @@ def draw(log: Path, out: Path) -> None:
     bottom.set_xlabel("step")
     for axes in (top, bottom):
         axes.legend(fontsize="small", ncols=2)
-    figure.savefig(out, dpi=120)
+    figure.savefig(png, dpi=120)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        raise SystemExit(__doc__)
-    draw(Path(sys.argv[1]), OUT)
+    main()

@@ -5,18 +5,16 @@ Run `python benchmarks/record.py`; it writes benchmarks/out/recorded.npz.
 
 from __future__ import annotations
 
-from pathlib import Path
 from random import Random
 
 import click
 import numpy as np
+from models import OUT
 
 from icecache_local import CacheConfig, IceLlama, embedded
 from icecache_local.demo import answer, read
 from icecache_local.hidden_facts import draw_facts, fit_text
 from icecache_local.layer_cache import LayerCache
-
-OUT = Path(__file__).resolve().parent / "out" / "recorded.npz"
 
 
 class Recorder:
@@ -65,9 +63,10 @@ def main(tokens: int, questions: int, seed: int) -> None:
         keys.append(k.view(np.float16).transpose(1, 0, 2))
         q = np.stack(recorder.queries[number])
         queries.append(q.reshape(len(q), heads, group, -1).transpose(1, 0, 2, 3))
-    OUT.parent.mkdir(exist_ok=True)
-    np.savez(OUT, keys=np.stack(keys), queries=np.stack(queries))
-    print(f"{OUT}: keys {np.shape(keys)}, queries {np.shape(queries)}")
+    OUT.mkdir(exist_ok=True)
+    target = OUT / "recorded.npz"
+    np.savez(target, keys=np.stack(keys), queries=np.stack(queries))
+    print(f"{target}: keys {np.shape(keys)}, queries {np.shape(queries)}")
 
 
 if __name__ == "__main__":

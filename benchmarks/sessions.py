@@ -88,7 +88,7 @@ class Bench:
         with closing(Snapshot(self.snapshot)) as snapshot:
             load(llm, snapshot)
         seconds = time.perf_counter() - start
-        budget = llm._kv._budget
+        budget = llm._kv.budget
         budget.limit = limit
         for tier in budget.tiers:
             tier.by_attention = by_attention
@@ -97,8 +97,8 @@ class Bench:
     def open_whole(self) -> None:
         """Reopen the sequence and bring all pages into memory."""
         self.open()
-        self.llm._kv._budget.begin(0, reading=True)
-        for tier in self.llm._kv._budget.tiers:
+        self.llm._kv.budget.begin(0, reading=True)
+        for tier in self.llm._kv.budget.tiers:
             tier.fetch_all()
 
     @property
@@ -109,11 +109,11 @@ class Bench:
     @property
     def nbytes(self) -> int:
         """Bytes of all pages."""
-        return sum(tier.nbytes for tier in self.llm._kv._budget.tiers)
+        return sum(tier.nbytes for tier in self.llm._kv.budget.tiers)
 
     def select(self, share: float | None) -> None:
         """Read questions with a share of the pages, or (None) with all."""
-        self.llm._kv._reprefill = None if share is None else Reprefill(share)
+        self.llm._kv.reader.reprefill = None if share is None else Reprefill(share)
 
     def ask(self, i: int = 0) -> float:
         """Seconds from a question's tokens to the logits of the answer's first one."""
@@ -210,22 +210,19 @@ def rivals(bench: Bench, share: float = 0.25) -> Iterator[Row]:
         bench.open(by_attention="LRU" not in name, limit=limit)
         if limit is None:
             limit = bench.nbytes // 4
-            bench.llm._kv._budget.limit = limit
-        kv, attention, note = bench.llm._kv, bench.llm._kv._attention, ""
+            bench.llm._kv.budget.limit = limit
+        kv, note = bench.llm._kv, ""
+        reader = kv.reader
         if name.startswith("IMPRESS"):
             agree = -1.0 if name.endswith("agreed") else AGREE
             rival = Impress(bench.llm, bench.folder / f"impress{agree}", share, limit, agree)
-            kv._budget.limit = None
-            for device in kv.devices.values():
-                device._attention = rival
-            kv._fill_of_pages_read = lambda *_: None
+            kv.budget.limit = None
+            kv.reader = rival
         before = bench.read_bytes
         try:
             seconds = sum(map(bench.ask, range(N_RIVAL_QUESTIONS))) / N_RIVAL_QUESTIONS
         finally:
-            for device in kv.devices.values():
-                device._attention = attention
-            kv.__dict__.pop("_fill_of_pages_read", None)
+            kv.reader = reader
         n_read = bench.read_bytes - before
         n_read //= N_RIVAL_QUESTIONS
         if name.startswith("IMPRESS"):
@@ -241,8 +238,8 @@ def rivals(bench: Bench, share: float = 0.25) -> Iterator[Row]:
 def decoding(bench: Bench) -> Iterator[Row]:
     """Decode with memory for a quarter of the pages."""
     bench.open()
-    bench.llm._kv._budget.begin(0, reading=True)
-    for tier in bench.llm._kv._budget.tiers:
+    bench.llm._kv.budget.begin(0, reading=True)
+    for tier in bench.llm._kv.budget.tiers:
         tier.fetch_all()
     bench.ms_per_token(N_WARM)
     free = bench.ms_per_token(N_DECODE)

@@ -24,8 +24,8 @@ from .graph_check import check_graph, layer_shape
 from .hook import DECODE, PREFILL, WATCH, Hook
 from .host_pages import HostPages, OrderedPages
 from .layer_cache import LayerCache
+from .prompt_reader import PromptReader
 from .ram_budget import RamBudget
-from .reprefill import Reprefill
 from .stats import CacheStats, Counters
 
 if TYPE_CHECKING:
@@ -89,8 +89,8 @@ class KVCache:
         self._attention = Attention(n_threads_batch)
         self._devices: dict[int, Device] = {}
         self._layers: dict[int, LayerCache] = {}
-        self._budget: RamBudget | None = None  # None while all pages are in memory
-        self._reprefill = None if config.selective is None else Reprefill(config.selective)
+        self.budget: RamBudget | None = None  # None while all pages are in memory
+        self.reader = PromptReader(config.selective)
         self._last_reader: dict[int, int] = {}  # place of the last attention on a layer's cells
         self._memory: object = None
         # Cells of positions [0, n_tokens) in the dense phase, of the carriers in the sparse one.
@@ -193,10 +193,10 @@ class KVCache:
         n_real = self.config.budget - self._n_carriers - 1 if mode == DECODE else 1
         self._drop_real(max(n_real, self.n_swa))
         self.counters.sparse_steps += mode == DECODE
-        if self._budget is not None:
+        if self.budget is not None:
             with self._no_page_lost():
-                part = self._reprefill.share if self._selective else 1.0
-                self._budget.begin(n_new, reading=mode == PREFILL, part=part)
+                reading = mode == PREFILL
+                self.budget.begin(n_new, reading, self.reader.part(self.budget))
         self.hook.begin(mode)
 
     def end(self, n_new: int) -> None:
@@ -212,7 +212,7 @@ class KVCache:
             self._moved_cell = None
             if self.journal is not None:
                 self.journal.appended(n_new)
-            for tier in self._budget.tiers if self._budget is not None else []:
+            for tier in self.budget.tiers if self.budget is not None else []:
                 tier.prefetch_wanted()  # not earlier: it would slow down what computes
         else:
             self._cell_of[self.n_tokens : self.n_tokens + n_new] = cells
@@ -223,7 +223,7 @@ class KVCache:
         self._leave_journal()
         if not llama_cpp.llama_memory_seq_rm(self._memory, 0, self.n_tokens, -1):
             self.clear()  # a recurrent state has no way back
-        if self._budget is not None and self._budget.failed:
+        if self.budget is not None and self.budget.failed:
             self.clear()  # pages may be lost, and the index may know half of its tokens
         for cache in self._layers.values():
             cache.truncate(self.n_tokens)
@@ -238,11 +238,11 @@ class KVCache:
         if owns and self._moved_cell is not None:
             cache.rewrite(self._moved_cell, self.n_tokens - 1)
         if self.hook.c.mode == PREFILL:
-            device.attend(layer, cache.pages, cells, self._fill_of_pages_read(layer, cache))
+            self.reader.attend(layer, cache, cells, list(self._layers.values()), self.budget)
             if place == self._last_reader[layer.layer]:
                 cache.append(cells, finish=False)  # attention saw the new tokens in the cells
-                if self._budget is not None:
-                    self._budget.leave(cache.pages.tier)
+                if self.budget is not None:
+                    self.budget.leave(cache.pages.tier)
             return
         start = time.perf_counter_ns()
         if owns:
@@ -254,34 +254,6 @@ class KVCache:
         cache.load(q, layer.scale, self._real_from)
         if self.attribution is not None:
             self.attribution.add(cache.selector.tokens, cache.selector.weights)
-
-    @property
-    def _selective(self) -> bool:
-        """Whether a prompt attends to a share of the pages: those of a session that was opened."""
-        return self._reprefill is not None and all(t.has_source for t in self._budget.tiers)
-
-    def _fill_of_pages_read(self, layer: ffi.CData, cache: LayerCache) -> np.ndarray | None:
-        """Bring the pages into memory that a prompt attends to; see `Attention.run`."""
-        tier = cache.pages.tier
-        if tier is None:
-            return None
-        if not self._selective:
-            self._budget.enter(tier)
-            return None
-        caches = list(self._layers.values())
-        place = caches.index(cache)
-        chosen = self._reprefill.choose(place, cache, cache.device.queries(layer), layer.scale)
-        self._budget.enter_with(tier, chosen)
-        for following in caches[place + 1 : place + 2]:
-            ahead = self._reprefill.ahead(place + 1, following)
-            if ahead is not None:
-                self._budget.read_ahead(following.pages.tier, ahead)
-        fill = np.zeros_like(cache.pages.fill)
-        fill[:, : cache.first_leaf] = cache.pages.fill[:, : cache.first_leaf]
-        for g, pages in enumerate(chosen):
-            pages = pages[pages >= 0]
-            fill[g, pages] = cache.pages.fill[g, pages]
-        return fill
 
     # -- phases --------------------------------------------------------------------------------
 
@@ -323,7 +295,7 @@ class KVCache:
             cache.pages.clear()
         self._layers = layers
         tiers = [cache.pages.tier for cache in layers.values() if cache.pages.tier is not None]
-        self._budget = RamBudget(self.config.ram_limit, tiers) if tiers else None
+        self.budget = RamBudget(self.config.ram_limit, tiers) if tiers else None
 
     def truncate(self, n_tokens: int) -> bool:
         """Drop every token at position >= `n_tokens`.
@@ -406,8 +378,8 @@ class KVCache:
         if self.journal is not None:
             self.journal.truncating(n_tokens)
         with self._no_page_lost():
-            if self._budget is not None:
-                self._budget.begin(0, reading=True)  # layers become whole one by one here too
+            if self.budget is not None:
+                self.budget.begin(0, reading=True)  # layers become whole one by one here too
             for cache in self._layers.values():
                 cache.truncate(n_tokens)
         return True
@@ -418,7 +390,7 @@ class KVCache:
         try:
             yield
         except BaseException:
-            if self._budget is not None and self._budget.failed:
+            if self.budget is not None and self.budget.failed:
                 self.clear()
             raise
 
@@ -449,7 +421,7 @@ class KVCache:
         layers, counters = self._layers.values(), self.counters
         steps = max(1, counters.sparse_steps)
         selected = max(1, counters.selected_rows)
-        tiers = self._budget.tiers if self._budget is not None else []
+        tiers = self.budget.tiers if self.budget is not None else []
         heads = sum(cache.shape.n_kv_heads for cache in layers)
         return CacheStats(
             n_tokens=self.n_tokens,

@@ -58,7 +58,7 @@ def _watch(llm: IceLlama, held: list[int]) -> list[np.ndarray]:
 
     def watched(place: int) -> None:
         on_layer(place)
-        tiers = llm._kv._budget.tiers
+        tiers = llm._kv.budget.tiers
         held.append(sum(t.nbytes_held for t in tiers if t._ahead is None))
 
     llm._kv.hook.on_layer = watched
@@ -69,7 +69,7 @@ def test_a_lost_page_ends_the_sequence_with_one_sentence(tiny_model, open_ice):
     llm = open_ice(tiny_model(SPEC), N_CTX, N_BATCH, cache=CacheConfig(**BUDGET, ram_limit=LIMIT))
     tokens = np.random.default_rng(3).integers(0, SPEC.n_vocab, 2500).tolist()
     llm.eval(tokens)
-    for tier in llm._kv._budget.tiers:
+    for tier in llm._kv.budget.tiers:
         tier._spill.close()
     with pytest.raises(DiskTierError, match="make room there, or raise ram_limit"):
         llm.eval(tokens[:100])

@@ -136,7 +136,7 @@ def test_stored_rows_of_resident_tokens_are_used_as_long_as_they_are_right(
     for token in question[:3]:
         llm.eval([token])
     pages = sum(np.count_nonzero(held) for held in resident)
-    tiers = llm._kv._budget.tiers
+    tiers = llm._kv.budget.tiers
     assert llm.cache_stats.disk_read_bytes < pages * tiers[0].pages.page_bytes / 2
     llm.n_tokens = 900  # other tokens take the positions from here on
     for token in question:
@@ -151,12 +151,12 @@ def test_every_page_chosen_is_exact_and_a_tenth_reads_a_tenth(
 ):
     path, question, expected = session
     llm = _opened(path, tiny_model, selective=0.1, ram_limit=ram_limit)
-    llm._kv._reprefill = Reprefill(1.0)
+    llm._kv.reader.reprefill = Reprefill(1.0)
     llm.eval(question)
     assert np.array_equal(_logits(llm), expected)
     llm.close()
     llm = _opened(path, tiny_model, selective=0.1, ram_limit=ram_limit)
-    before = {tier: tier.read_bytes for tier in llm._kv._budget.tiers}
+    before = {tier: tier.read_bytes for tier in llm._kv.budget.tiers}
     shares, append = [], LayerCache.append
 
     def note(cache: LayerCache, cells: np.ndarray, finish: bool = True) -> None:

@@ -134,6 +134,18 @@ def test_a_reversed_assignment_is_answered_with_its_left_side(seed, size) -> Non
 
 @given(seeds, sizes)
 @settings(deadline=None, max_examples=40)
+def test_facts_of_a_key_are_numbered_in_their_order(seed, size) -> None:
+    text = drawn("count", seed, size)
+    seen: Counter[str] = Counter()
+    for before, answer in text.turns[::2]:
+        key = re.search(r"([\w-]+) is: $", before).group(1)
+        seen[key] += 1
+        assert answer == [str(seen[key])]
+    assert max(seen.values()) <= 4 and len(text.turns) >= 8
+
+
+@given(seeds, sizes)
+@settings(deadline=None, max_examples=40)
 def test_what_is_repeated_stands_in_front_word_for_word(seed, size) -> None:
     text = drawn("repeat", seed, size)
     question, copies = text.turns[0]

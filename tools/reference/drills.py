@@ -166,6 +166,20 @@ def reverse(rng: Random, size: int) -> Text:
     return Text("reverse", "", lines, turns, rng.choice(["noise", "none", "none"]), "\n")
 
 
+def count(rng: Random, size: int) -> Text:
+    """Put behind each key how often it has come: what `values` needs to know."""
+    wording = Wording(rng, one=False)
+    n = max(4, size // (wording.fact_tokens + 4))
+    keys = distinct(rng, word_pair, rng.randint(1, n // 2))
+    facts = [key for key in keys for _ in range(4)]
+    rng.shuffle(facts)
+    turns: list[tuple[str, list[str]]] = []
+    for i, key in enumerate(facts[:n]):
+        before, after = wording.fact(key, "{}").split("{}")
+        turns += [(before, [str(facts[: i + 1].count(key))]), (f"{after}\n", [])]
+    return Text("count", wording.front, [], turns, "none")
+
+
 def repeat(rng: Random, size: int) -> Text:
     """Write words and made-up ones, and again from one of them on: copying, the first skill."""
     made: list[Callable[[Random], str]] = [
@@ -253,6 +267,7 @@ DRILLS: dict[str, Callable[[Random, int], Text]] = {
     "values": values,
     "queries": queries,
     "variables": variables,
+    "count": count,
     "repeat": repeat,
     "reverse": reverse,
     "common": common,

@@ -25,6 +25,7 @@ MIX = {
     "values": 0.18,
     "queries": 0.16,
     "variables": 0.14,
+    "count": 0.08,
     "repeat": 0.08,
     "reverse": 0.18,
     "common": 0.02,

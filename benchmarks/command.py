@@ -12,6 +12,8 @@ import click
 import numba
 from models import OUT, qwen3_slice
 
+from icecache_local import CacheConfig
+
 Row = dict[str, object]
 
 
@@ -24,6 +26,12 @@ class Setup:
     dtype: str
     budget: int
     rounds: int
+    reuse_layers: int
+
+    @property
+    def cache(self) -> CacheConfig:
+        """Of our context."""
+        return CacheConfig(budget=self.budget, reuse_layers=self.reuse_layers)
 
     @property
     def path(self) -> Path:
@@ -61,6 +69,7 @@ def command(
         @click.option("--type", "dtype", default="f16", type=click.Choice(["f16", "q8_0"]))
         @click.option("--budget", default=256, help="Resident tokens per KV head.")
         @click.option("--repeats", "rounds", default=rounds, help="Rounds; the median counts.")
+        @click.option("--reuse-layers", default=0, help="See CacheConfig.")
         @click.option("--json", "path", default=OUT / f"{name}.json", help="Where to write rows.")
         def run(lengths: list[int], path: str, **settings: object) -> None:
             setup = Setup(**settings)

@@ -16,7 +16,7 @@ from command import Row, Setup, command
 from fill import fill_ice, fill_stock
 from models import QWEN3_06B
 
-from icecache_local import CacheConfig, IceLlama
+from icecache_local import IceLlama
 
 N_DECODE = 32  # tokens of one timing
 N_WARM = 8
@@ -51,7 +51,7 @@ def main(n_tokens: int, setup: Setup) -> Row:
     rng = np.random.default_rng(0)
     on = llama_cpp.Llama(flash_attn=True, **options)
     off = llama_cpp.Llama(flash_attn=False, **options)
-    ours = IceLlama(cache=CacheConfig(budget=setup.budget), **options)
+    ours = IceLlama(cache=setup.cache, **options)
     with closing(on), closing(off), closing(ours):
         width = QWEN3_06B.n_kv_heads * QWEN3_06B.head_dim
         for stock in (on, off):

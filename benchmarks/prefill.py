@@ -14,7 +14,7 @@ import llama_cpp
 import numpy as np
 from command import Row, Setup, command
 
-from icecache_local import CacheConfig, IceLlama
+from icecache_local import IceLlama
 
 
 def seconds_of(llm: llama_cpp.Llama, tokens: list[int]) -> float:
@@ -43,7 +43,7 @@ def main(n_tokens: int, setup: Setup) -> Row:
     options = setup.context_options(n_tokens + 1)
     on = llama_cpp.Llama(flash_attn=True, **options)
     off = llama_cpp.Llama(flash_attn=False, **options)
-    ours = IceLlama(cache=CacheConfig(budget=setup.budget), **options)
+    ours = IceLlama(cache=setup.cache, **options)
     with closing(on), closing(off), closing(ours):
         contexts = {"stock_on": on, "stock_off": off, "ours": ours}
         warm = min(n_tokens, ours._kv.n_cells + 64)  # far enough to compile every kernel

@@ -101,7 +101,7 @@ def demo(
     default=-1,
     help="Layers on GPUs, where llama.cpp finds any; by default all.",
 )
-@options("budget", "sink", "window", "ram_limit", "as_json")
+@options("budget", "sink", "window", "ram_limit", "reuse_layers", "as_json")
 def plan(
     model: str | None,
     n_ctx: int | None,
@@ -110,6 +110,7 @@ def plan(
     sink: int | None,
     window: int | None,
     ram_limit: int | None,
+    reuse_layers: int,
     as_json: bool,
 ) -> None:
     """Tell what a model and a context take in memory, without loading anything."""
@@ -119,7 +120,7 @@ def plan(
     info = read_model_info(model or embedded.model_path())
     if not n_ctx and not info.n_ctx_train:
         raise click.UsageError("The model does not tell its context; pass --n-ctx.")
-    config = cache_config(budget, sink, window, ram_limit)
+    config = cache_config(budget, sink, window, ram_limit, reuse_layers=reuse_layers)
     away = offloaded(n_gpu_layers)
     planned = make_plan(info, config, n_ctx or info.n_ctx_train, n_gpu_layers=away)
     vram = plan_vram(info, config, n_gpu_layers)

@@ -29,6 +29,7 @@ class TalkOptions:
     window: int | None
     ram_limit: int | None
     unread: float | None
+    reuse_layers: int
     threads: int | None
     n_gpu_layers: int
     seed: int | None
@@ -78,7 +79,8 @@ def begin(chosen: TalkOptions) -> Beginning:
     if stored is None:
         model = Path(chosen.model) if chosen.model else embedded.model_path()
         cache = cache_config(
-            *(chosen.budget, chosen.sink, chosen.window, chosen.ram_limit, chosen.unread)
+            *(chosen.budget, chosen.sink, chosen.window, chosen.ram_limit, chosen.unread),
+            chosen.reuse_layers,
         )
         conversation = Conversation(documents, is_embedded=not chosen.model)
         return Beginning(model, cache, conversation, folder, None)
@@ -95,7 +97,7 @@ def _cache_of(stored: Description, chosen: TalkOptions) -> CacheConfig:
     names = ("budget", "sink", "window")
     changed = {n: getattr(chosen, n) for n in names if context.get_parameter_source(n) is given}
     try:
-        changed |= {"ram_limit": chosen.ram_limit, "unread": chosen.unread}
+        changed |= {n: getattr(chosen, n) for n in ("ram_limit", "unread", "reuse_layers")}
         return replace(stored.settings.cache, **changed)
     except ConfigError as error:
         raise click.UsageError(str(error)) from None

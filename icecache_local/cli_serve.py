@@ -74,7 +74,7 @@ def ui(
 
 @click.command(epilog=example("icecache-local serve --model model.gguf --n-ctx 65536"))
 @options("model", "n_ctx", "budget", "sink", "window")
-@options("ram_limit", "unread", "threads", "n_gpu_layers")
+@options("ram_limit", "unread", "reuse_layers", "threads", "n_gpu_layers")
 @host_option
 @click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)
 @click.option("--api-key", envvar="ICECACHE_API_KEY", help="What clients must send.")
@@ -86,6 +86,7 @@ def serve(
     window: int | None,
     ram_limit: int | None,
     unread: float | None,
+    reuse_layers: int,
     threads: int | None,
     n_gpu_layers: int,
     host: str,
@@ -96,7 +97,7 @@ def serve(
     from .serve import embedded_chat_handler
     from .serve import serve as run
 
-    config = cache_config(budget, sink, window, ram_limit, unread)
+    config = cache_config(budget, sink, window, ram_limit, unread, reuse_layers)
     path = Path(model) if model else embedded.model_path()
     info = read_model_info(path)
     n_ctx = n_ctx or min(info.n_ctx_train or MOST_N_CTX, largest_n_ctx(info, config), MOST_N_CTX)

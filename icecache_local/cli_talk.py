@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from .llama import IceLlama
 
 CHAT_ROOM = 8192  # tokens a chat may still take when --n-ctx is not given
-TALK = ("model", "file", "n_ctx", "budget", "sink", "window", "ram_limit", "unread", "threads")
-TALK += ("n_gpu_layers", "seed", "temperature", "max_tokens")
+TALK = ("model", "file", "n_ctx", "budget", "sink", "window", "ram_limit", "unread")
+TALK += ("reuse_layers", "threads", "n_gpu_layers", "seed", "temperature", "max_tokens")
 TALK += ("session", "library", "library_size", "as_json")
 
 

@@ -40,6 +40,9 @@ class CacheConfig:
     selective : float, optional
         Share of a reopened session's pages, 0.05 to 0.5, that a new question reads; the answer is
         then not exact. By default it reads all.
+    reuse_layers : int
+        Layers behind one that searches which keep the tokens it has found, as IceCache(r) does
+        with 2: faster, and less exact. The first two layers always search.
     device : str
         How llama.cpp's cells are reached: "host" in place, "ggml" through the functions of
         llama.cpp's backends, "cuda" through cupy. By default ("auto") each layer's own memory
@@ -57,6 +60,7 @@ class CacheConfig:
     ram_limit: int | None = None
     unread: float | None = None
     selective: float | None = None
+    reuse_layers: int = 0
     device: str = "auto"
     stream_limit: int = 256 << 20
 
@@ -84,6 +88,8 @@ class CacheConfig:
             raise ConfigError(f"unread is {self.unread}; it must lie between 0 and 0.5.")
         if self.selective is not None and not 0.05 <= self.selective <= 0.5:
             raise ConfigError(f"selective is {self.selective}; it must lie between 0.05 and 0.5.")
+        if self.reuse_layers < 0:
+            raise ConfigError(f"reuse_layers is {self.reuse_layers}; it must not be negative.")
         if self.device not in DEVICES:
             raise ConfigError(f"device is {self.device!r}; it must be one of {', '.join(DEVICES)}.")
         if self.stream_limit < 1:

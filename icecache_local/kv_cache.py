@@ -26,6 +26,7 @@ from .host_pages import HostPages, OrderedPages
 from .layer_cache import LayerCache
 from .prompt_reader import PromptReader
 from .ram_budget import RamBudget
+from .reuse import leaders
 from .stats import CacheStats, Counters
 
 if TYPE_CHECKING:
@@ -253,7 +254,7 @@ class KVCache:
         self.counters.add_stage("append", start)
         cache.load(q, layer.scale, self._real_from)
         if self.attribution is not None:
-            self.attribution.add(cache.selector.tokens, cache.selector.weights)
+            self.attribution.add(cache.chosen_by.tokens, cache.chosen_by.weights)
 
     # -- phases --------------------------------------------------------------------------------
 
@@ -274,7 +275,7 @@ class KVCache:
     def _new_layers(self, carriers: np.ndarray) -> dict[int, LayerCache]:
         for device in self._devices.values():
             device.forget()
-        return {
+        layers = {
             number: self.layer_class(
                 number,
                 self.shape_of(number),
@@ -288,6 +289,12 @@ class KVCache:
             )
             for number, device in self._devices.items()
         }
+        caches = list(layers.values())
+        heads = [cache.shape.n_kv_heads for cache in caches]
+        for cache, place in zip(caches, leaders(heads, self.config.reuse_layers), strict=True):
+            if place is not None:
+                cache.follow(caches[place])
+        return layers
 
     def _set_layers(self, layers: dict[int, LayerCache]) -> None:
         """Make `layers` those of the sequence; nothing at all ends the sparse phase."""
@@ -567,8 +574,8 @@ class KVCache:
     def _settings(self) -> tuple[object, ...]:
         shapes = [self.shape_of(i) for i in self._devices]
         config, default = self.config, CacheConfig()
-        # No matter to a state: where K and V lie, and how much of them is read.
-        for name in ("ram_limit", "unread", "selective", "device", "stream_limit"):
+        # No matter to a state: where K and V lie, how much of them is read, and who searches.
+        for name in ("ram_limit", "unread", "selective", "reuse_layers", "device", "stream_limit"):
             config = replace(config, **{name: getattr(default, name)})
         return (config, self.n_ctx, self.n_batch, shapes)
 

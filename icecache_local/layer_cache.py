@@ -13,6 +13,7 @@ from .config import PAGE, CacheConfig, ModelShape
 from .decode_step import DecodeStep
 from .device.base import Device
 from .disk_tier import DiskTier
+from .follower import Follower
 from .host_pages import HostPages
 from .mdci import MDCIndex
 from .memory import is_begin
@@ -87,11 +88,22 @@ class LayerCache:
             *(self.pages, self.first_leaf, self.first_copy),
             *(len(self.slot_cells), config.most_unread),
         )
+        self.chosen_by = self.selector  # of whichever layer
+        self._follower: Follower | None = None
+        self._n_ctx = n_ctx
         self._inserting: np.ndarray | None = None  # pages that are being indexed
         chooses_itself = type(self).choose is LayerCache.choose
         at_once = chooses_itself and device.in_place
         self._step = DecodeStep(self) if at_once else None
         self._start_tail(config.sink)
+
+    def follow(self, leader: LayerCache) -> None:
+        """Keep the tokens that `leader` has chosen in the same step, instead of searching.
+
+        While pages are on the disk, the layer searches nevertheless: what another one has chosen
+        would have to be read.
+        """
+        self._follower = Follower(self, leader, self._n_ctx)
 
     def place(self, cells: np.ndarray) -> None:
         """Use these cells (int32 [C]) for sink and slots; what they hold stays as it is."""
@@ -188,7 +200,11 @@ class LayerCache:
         real_from : int
             Tokens from here on sit in cells of their own.
         """
-        if self._step is None or self.pages.tier is not None:
+        self.chosen_by = self.selector
+        if self._follower is not None and self.pages.tier is None:
+            self.chosen_by = self._follower.leader.chosen_by
+            self._follower.run(self._ring_pages(self.tail_len))
+        elif self._step is None or self.pages.tier is not None:
             self._load_in_stages(q, scale, real_from)
         else:
             self._step.run(q, scale, self._ring_pages(self.tail_len), real_from)
@@ -335,7 +351,8 @@ class LayerCache:
     def nbytes_index(self) -> int:
         """Bytes of index, page table and slot table in use."""
         slot_table = self.slots.slot_of[:, : self.n_tokens].nbytes + self.slots.token_in.nbytes
-        return self.index.nbytes + self.pages.nbytes_table + slot_table
+        places = self._follower.nbytes if self._follower is not None else 0
+        return self.index.nbytes + self.pages.nbytes_table + slot_table + places
 
     def tables(self) -> dict[str, np.ndarray]:
         """Everything but K and V: page table up to the last page in use, tail, slots, index."""

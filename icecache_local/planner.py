@@ -13,6 +13,7 @@ from .gguf_info import ModelInfo
 from .host_pages import HUGE_FROM
 from .memory import HUGE_PAGE
 from .record_io import spill_folder
+from .reuse import leaders
 
 N_UBATCH = 512  # tokens per step of reading
 # Measured at 4k to 33k tokens, head dims 64 to 256: pages are not quite full, some wait to be
@@ -118,9 +119,12 @@ def make_plan(
         available = available_bytes()
     n_cells = config.n_cells(N_UBATCH, info.n_swa)
     n_sliding = min(n_ctx, info.n_swa + N_UBATCH)
-    heads = sum(info.kv_heads[i] for i in info.cached_layers)
+    kv_heads = [info.kv_heads[i] for i in info.cached_layers]
+    heads, who = sum(kv_heads), leaders(kv_heads, config.reuse_layers)
+    followers = sum(n for n, leader in zip(kv_heads, who, strict=True) if leader is not None)
     # Whole bytes per token, so that what fits can be computed backwards exactly.
     index_token = math.ceil(heads * (INDEX_BYTES_PER_KEY + INDEX_BYTES_PER_DIM * info.head_dim_k))
+    index_token += 4 * followers  # where each token is
     host_token = math.ceil(info.token_bytes * HOST_OVERHEAD)
     spare = HOST_SPARE_TOKENS * info.token_bytes
     huge = heads * HUGE_PAGE // 2  # on average, half of the last one is not used

@@ -37,6 +37,11 @@ class MDCIndex:
         (candidates at least).
     layer : int
         Named in error messages.
+
+    Attributes
+    ----------
+    version : int
+        Grows whenever tokens come, go or move.
     """
 
     def __init__(
@@ -48,6 +53,7 @@ class MDCIndex:
                 f"{pages.capacity}."
             )
         self.pages, self.first_page, self.layer = pages, first_page, layer
+        self.version = 0
         shape = pages.shape
         self.dim, self.group = shape.head_dim_k, shape.group
         self.width = pages.kv.shape[2]
@@ -220,6 +226,7 @@ class MDCIndex:
         return bool((self._cursor[:, STAGE] == DONE).all())
 
     def _change(self, n_tokens: int, pages: np.ndarray) -> None:
+        self.version += 1
         change_all(
             *(self._forest, n_tokens, pages, self.first_page, self.width, self.dim),
             self._cursor,
@@ -310,6 +317,7 @@ class MDCIndex:
 
     def clear(self) -> None:
         """Forget all tokens and return the index's memory to the OS."""
+        self.version += 1
         forest = self._forest
         end = int(forest.n_pages.max())
         if end > self.first_page:
@@ -362,6 +370,7 @@ class MDCIndex:
                     f"state['{name}'] is {array.dtype} {list(array.shape)}; this index holds "
                     f"{target.dtype} {list(target.shape)}."
                 )
+        self.version += 1
         old = {name: a for name, a in state.items() if not is_begin(getattr(forest, name), a)}
         if len(old) == len(state):
             self._arena.release()

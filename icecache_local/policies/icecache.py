@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..reuse import searches
 from .base import Policy
 from .view import LayerView
 
-FIRST_LEADER, STRIDE = 2, 3  # layers 2, 5, 8, ... search
+REUSE = 2  # layers 2, 5, 8, ... search
 
 
 class IceCache(Policy):
@@ -40,7 +41,6 @@ class IceCacheReuse(IceCache):
 
     def select(self, layer: LayerView, q: np.ndarray, real_from: int) -> np.ndarray:
         """Search, or take over what the last searching layer found; int32 [G, n_slots]."""
-        searches = layer.number < FIRST_LEADER or (layer.number - FIRST_LEADER) % STRIDE == 0
-        if searches or len(self._found) != layer.shape.n_kv_heads:
+        if searches(layer.number, REUSE) or len(self._found) != layer.shape.n_kv_heads:
             self._found = layer.search(q, real_from).copy()
         return self._found

@@ -35,6 +35,9 @@ class PolicyLayer(LayerCache):
         self._n_read = 0
         self.restart()
 
+    def follow(self, leader: LayerCache) -> None:
+        """Do nothing: the policy decides for every layer."""
+
     def restart(self) -> None:
         """Have the policy start anew at the next step."""
         self._n_known = -1

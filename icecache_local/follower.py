@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numba import prange
 
+from .device.host import upload_head
 from .half import kernel
 from .memory import Arena
 from .slots import assign_head
@@ -50,18 +51,19 @@ class Follower:
         if self._version != cache.index.version:
             self._version = cache.index.version
             leaves = np.arange(cache.first_leaf, int(pages.n_pages.max()), dtype=np.int32)
-        _follow_all(
-            self.leader.selector.tokens,
-            (pages.ids, pages.fill),
-            (leaves, tail),
-            self._place_of,
-            self._places,
-            slots.arrays,
+        step = (
+            *(self.leader.selector.tokens, (pages.ids, pages.fill), (leaves, tail)),
+            *(self._place_of, self._places, slots.arrays),
         )
-        start = counters.add_stage("assign", start)
-        cache.device.upload(
-            pages, cache.slot_cells, slots.miss_slots, slots.miss_places, slots.n_miss
-        )
+        if cache.device.in_place:  # in one launch, as `DecodeStep`
+            kv = pages.kv.reshape(len(pages.kv), -1)
+            _follow_and_upload_all(*step, kv, *cache.device.upload_arrays(cache.slot_cells))
+        else:
+            _follow_all(*step)
+            start = counters.add_stage("assign", start)
+            cache.device.upload(
+                pages, cache.slot_cells, slots.miss_slots, slots.miss_places, slots.n_miss
+            )
         counters.add_stage("upload", start)
 
 
@@ -99,3 +101,19 @@ def _follow_all(tokens, rows, changed, place_of, places, slots):
     """
     for g in prange(tokens.shape[0]):
         _follow(np.int64(g), tokens, rows, changed, place_of, places, slots)
+
+
+@kernel()
+def _follow_and_upload(g, tokens, rows, changed, place_of, places, slots, kv, target, shape):
+    _follow(g, tokens, rows, changed, place_of, places, slots)
+    miss_slots, miss_places, n_miss = slots[3][g], slots[4][g], slots[5][g]
+    upload_head(kv[g], g, miss_slots, miss_places, np.int64(n_miss), target, shape)
+
+
+@kernel(parallel=True)
+def _follow_and_upload_all(tokens, rows, changed, place_of, places, slots, kv, target, shape):
+    """As `_follow_all`, and then `upload_head` of every head."""
+    for g in prange(tokens.shape[0]):
+        _follow_and_upload(
+            *(np.int64(g), tokens, rows, changed, place_of, places, slots, kv, target, shape)
+        )

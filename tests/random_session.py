@@ -13,7 +13,7 @@ from icecache_local.layer_cache import LayerCache
 from icecache_local.sessions.library import Library
 from icecache_local.sessions.session import Session
 from icecache_local.sessions.settings import Settings
-from icecache_local.sessions.snapshot import Layout
+from icecache_local.sessions.snapshot import Image, Layout
 from icecache_local.stats import Counters
 
 N_CTX, N_BATCH = 4096, 64
@@ -108,14 +108,17 @@ class RandomSequence:
 
     def save(self, session: Session, compact: bool = False) -> None:
         """Save everything."""
-        notes = {"tokens": len(self.tokens)}
-        session.save(FINGERPRINT, SETTINGS, self.tokens, self.layout, self.layers, notes, compact)
+        session.save(self.image, {"tokens": len(self.tokens)}, compact)
         self.journal = session.journal
 
     def keep(self, library: Library, read_s: float = 1.0) -> bool:
         """Put everything into a library."""
-        image = (FINGERPRINT, SETTINGS, self.tokens, self.layout, self.layers)
-        return library.store(*image, read_s)
+        return library.store(self.image, read_s)
+
+    @property
+    def image(self) -> Image:
+        """All that is stored."""
+        return Image(FINGERPRINT, SETTINGS, self.tokens, self.layout, self.layers)
 
     def digest(self) -> str:
         """A hash of all that a session must bring back."""

@@ -25,7 +25,7 @@ from ..errors import SessionDamagedError, SessionError, SessionWriteError
 from .chain import kind_of, page_chain
 from .entry import Entry, Found, read_card, read_entry, write_card
 from .settings import Settings
-from .snapshot import Layer, Layout, Snapshot, write_snapshot
+from .snapshot import Image, Snapshot, write_snapshot
 
 LEAST = 256  # tokens worth opening or storing
 NAME = re.compile(r"[0-9a-f]{16}-[0-9a-f]{32}")  # hashes of the kind of model, and of the text
@@ -112,27 +112,14 @@ class Library:
         differ = np.flatnonzero(tokens[:n] != snapshot.tokens[:n])
         return Found(snapshot, int(differ[0]) if len(differ) else n, fd)
 
-    def store(
-        self,
-        fingerprint: dict[str, object],
-        settings: Settings,
-        tokens: np.ndarray,
-        layout: Layout,
-        layers: dict[int, Layer],
-        read_s: float,
-        title: str = "",
-    ) -> bool:
+    def store(self, image: Image, read_s: float, title: str = "") -> bool:
         """Keep a sequence, unless it is too short or larger than the library may be.
 
         One that begins like a longer entry is there already.
 
         Parameters
         ----------
-        fingerprint : dict
-        settings : Settings
-        tokens : int32 array [n]
-        layout : Layout
-        layers : dict of int to Layer
+        image : Image
         read_s : float
             Seconds that reading it took.
         title : str
@@ -148,12 +135,11 @@ class Library:
         SessionWriteError
             The disk is full or failed.
         """
+        tokens, kind = image.tokens, kind_of(image.fingerprint, image.settings)
         chain, text = page_chain(tokens), xxh3_128(tokens.astype("<i4").tobytes()).hexdigest()
-        kind = kind_of(fingerprint, settings)
         path = self.path / f"{kind}-{text}"
-        n_bytes = sum(
-            layer.pages.page_bytes * int(layer.pages.n_pages.sum()) for layer in layers.values()
-        )
+        pages = [layer.pages for layer in image.layers.values()]
+        n_bytes = sum(each.page_bytes * int(each.n_pages.sum()) for each in pages)
         if len(tokens) < LEAST or n_bytes > self.max_bytes:
             return False
         with self._writing():
@@ -161,7 +147,7 @@ class Library:
                 return True
             self._make_room(n_bytes)
             try:
-                write_snapshot(path, fingerprint, settings, tokens, layout, layers)
+                write_snapshot(path, image)
                 card = {"n_tokens": len(tokens), "uses": 0, "read_s": read_s, "chain": chain}
                 write_card(path, card | {"title": title})
             except OSError as error:

@@ -49,7 +49,7 @@ def read(
         llm.eval(rest)
         seconds = (time.perf_counter() - start) / len(rest) * len(tokens)
         try:
-            library.store(*image_of(llm), seconds, title)
+            library.store(image_of(llm), seconds, title)
         except SessionWriteError as error:
             warn(str(error))
     return n_common

@@ -16,7 +16,7 @@ from .cells import check_supported, place_cells
 from .fingerprint import check_fingerprint, fingerprint_of
 from .session import Session
 from .settings import Settings
-from .snapshot import Layer, Layout, Snapshot
+from .snapshot import Image, Layout, Snapshot
 
 if TYPE_CHECKING:
     from ..kv_cache import KVCache
@@ -157,14 +157,12 @@ def save(llm: IceLlama, session: Session, notes: dict, compact: bool = False) ->
         The model keeps more than K and V; see `check_supported`.
     SessionWriteError
     """
-    session.save(*image_of(llm), notes, compact)
+    session.save(image_of(llm), notes, compact)
     llm._kv.journal = session.journal
 
 
-def image_of(
-    llm: IceLlama,
-) -> tuple[dict[str, object], Settings, np.ndarray, Layout, dict[int, Layer]]:
-    """Fingerprint, settings, tokens, layout and layers of what a model has read.
+def image_of(llm: IceLlama) -> Image:
+    """Return all that is stored of what a model has read.
 
     Raises
     ------
@@ -180,7 +178,7 @@ def image_of(
     check_supported(llm.ctx, kv.devices, len(layout.cells))
     tokens = llm.input_ids[: kv.n_tokens].astype(np.int32)
     layers = kv.layers if kv.sparse else kv.ordered_layers()
-    return *identity_of(llm), tokens, layout, layers
+    return Image(*identity_of(llm), tokens, layout, layers)
 
 
 def identity_of(llm: IceLlama) -> tuple[dict[str, object], Settings]:

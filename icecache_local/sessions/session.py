@@ -12,8 +12,7 @@ from .files import ADVICE, write_json
 from .journal import Journal, read_records
 from .lock import Lock
 from .replay import Replay
-from .settings import Settings
-from .snapshot import Layer, Layout, Snapshot, write_snapshot
+from .snapshot import Image, Layer, Layout, Snapshot, write_snapshot
 from .state import STATE, has_other_files, read_state, remove_files
 
 JOURNAL_LEAST = 2048  # tokens a journal may always hold
@@ -126,26 +125,12 @@ class Session:
         self.journal.n_appended = replay.n_rows
         return replay.tokens, replay.layout
 
-    def save(
-        self,
-        fingerprint: dict[str, object],
-        settings: Settings,
-        tokens: np.ndarray,
-        layout: Layout,
-        layers: dict[int, Layer],
-        notes: dict,
-        compact: bool = False,
-    ) -> None:
+    def save(self, image: Image, notes: dict, compact: bool = False) -> None:
         """Make the sequence's state that of the session.
 
         Parameters
         ----------
-        fingerprint : dict
-        settings : Settings
-        tokens : int32 array [n]
-        layout : Layout
-        layers : dict of int to Layer
-            `LayerCache`s in the sparse phase.
+        image : Image
         notes : dict
         compact : bool
             Leave little to redo for the next time.
@@ -156,11 +141,12 @@ class Session:
             The disk is full or failed; the session is as it was saved before.
         """
         try:
-            if self._goes_on(len(tokens), layers, compact):
-                self.journal.commit(tokens, layout)
-                self._write_state(self._state["snapshot"], self.journal, len(tokens), notes)
+            n_tokens = len(image.tokens)
+            if self._goes_on(n_tokens, image.layers, compact):
+                self.journal.commit(image.tokens, image.layout)
+                self._write_state(self._state["snapshot"], self.journal, n_tokens, notes)
             else:
-                self._replace(fingerprint, settings, tokens, layout, layers, notes)
+                self._replace(image, notes)
         except OSError as error:
             if self.journal is not None and not self.journal.is_whole:
                 self._drop_journal()
@@ -177,24 +163,16 @@ class Session:
         share = n_tokens // COMPACT_SHARE if compact else n_tokens // 2
         return journal.n_pending <= max(share, COMPACT_LEAST if compact else JOURNAL_LEAST)
 
-    def _replace(
-        self,
-        fingerprint: dict[str, object],
-        settings: Settings,
-        tokens: np.ndarray,
-        layout: Layout,
-        layers: dict[int, Layer],
-        notes: dict,
-    ) -> None:
+    def _replace(self, image: Image, notes: dict) -> None:
         """Write a new snapshot and switch to it."""
         number = int(self._state.get("snapshot", "-0").rpartition("-")[2]) + 1
         folder, journal = self.path / f"snapshot-{number}", None
         try:
-            write_snapshot(folder, fingerprint, settings, tokens, layout, layers)
-            if all(isinstance(layer, LayerCache) for layer in layers.values()):
+            write_snapshot(folder, image)
+            if all(isinstance(layer, LayerCache) for layer in image.layers.values()):
                 path = self.path / f"journal-{number}"
-                journal = Journal.create(path, len(tokens), layers)
-            self._write_state(folder.name, journal, len(tokens), notes)
+                journal = Journal.create(path, len(image.tokens), image.layers)
+            self._write_state(folder.name, journal, len(image.tokens), notes)
         except BaseException:
             if journal is not None:
                 journal.close()

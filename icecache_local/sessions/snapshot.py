@@ -49,27 +49,35 @@ class Layout(NamedTuple):
     n_real: int
 
 
-def write_snapshot(
-    folder: Path,
-    fingerprint: dict[str, object],
-    settings: Settings,
-    tokens: np.ndarray,
-    layout: Layout,
-    layers: dict[int, Layer],
-) -> int:
-    """Write a new snapshot; `folder` appears when all of it is on the disk.
+class Image(NamedTuple):
+    """All that a snapshot holds of what a model has read.
 
-    Parameters
+    Attributes
     ----------
-    folder : Path
-        Must not exist; its parent must.
     fingerprint : dict
         Of the model; see `fingerprint.fingerprint_of`.
     settings : Settings
     tokens : int32 array [n]
     layout : Layout
     layers : dict of int to Layer
-        By llama.cpp's layer number.
+        By llama.cpp's layer number; `LayerCache`s in the sparse phase.
+    """
+
+    fingerprint: dict[str, object]
+    settings: Settings
+    tokens: np.ndarray
+    layout: Layout
+    layers: dict[int, Layer]
+
+
+def write_snapshot(folder: Path, image: Image) -> int:
+    """Write a new snapshot; `folder` appears when all of it is on the disk.
+
+    Parameters
+    ----------
+    folder : Path
+        Must not exist; its parent must.
+    image : Image
 
     Returns
     -------
@@ -86,7 +94,7 @@ def write_snapshot(
     partial.mkdir(mode=0o700)
     try:
         described, sums, places = [], {}, {}
-        for number, layer in layers.items():
+        for number, layer in image.layers.items():
             order, shape = layer.page_order(), layer.shape
             sums[number] = write_pages(partial / page_name(number), layer.pages, order)
             places[number] = np.argsort(order, axis=1).astype(np.int32)
@@ -96,20 +104,20 @@ def write_snapshot(
             )
 
         def tables() -> object:
-            yield "tokens", tokens
-            yield "cells", layout.cells
-            for number, layer in layers.items():
+            yield "tokens", image.tokens
+            yield "cells", image.layout.cells
+            for number, layer in image.layers.items():
                 yield f"{number}.checksums", sums[number]
                 yield f"{number}.place", places[number]
                 for name, table in layer.tables().items():
                     yield f"{number}.{name}", table
 
         header = {
-            "fingerprint": fingerprint,
-            "settings": settings.to_json(),
-            "n_tokens": len(tokens),
-            "n_cells": len(layout.cells),
-            "n_real": layout.n_real,
+            "fingerprint": image.fingerprint,
+            "settings": image.settings.to_json(),
+            "n_tokens": len(image.tokens),
+            "n_cells": len(image.layout.cells),
+            "n_real": image.layout.n_real,
             "layers": described,
             "tables": write_tables(partial / "tables", tables()),
         }

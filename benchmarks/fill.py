@@ -88,9 +88,8 @@ def fill_ice(llm: IceLlama, n_tokens: int, rng: np.random.Generator) -> None:
     """
     kv = llm._kv
     llm.eval(rng.integers(0, llm.n_vocab(), kv.n_cells + 1).tolist())
-    kv._drop_real(1)
-    last = kv.n_tokens - 1
-    for cache in kv._layers.values():
+    kv.cells.keep_real(1)
+    for cache in kv.layers.values():
         shape = cache.shape
         k = random_rows(BLOCK, (shape.n_kv_heads, shape.head_dim_k), rng).view(np.uint16)
         v = random_rows(BLOCK, (shape.n_kv_heads, shape.head_dim_v), rng).view(np.uint16)
@@ -98,6 +97,5 @@ def fill_ice(llm: IceLlama, n_tokens: int, rng: np.random.Generator) -> None:
             first = cache.n_tokens % BLOCK
             n_new = min(kv.n_batch, BLOCK - first, n_tokens - cache.n_tokens)
             cache.append_rows(k, v, np.arange(first, first + n_new))
-    llama_cpp.llama_memory_seq_add(kv._memory, 0, last, last + 1, n_tokens - 1 - last)
-    kv._moved_cell = kv._real_cells[0]
-    kv.n_tokens = llm.n_tokens = n_tokens
+    kv.cells.shift_last(n_tokens)
+    kv.cells.n_tokens = llm.n_tokens = n_tokens

@@ -56,7 +56,7 @@ def main(tokens: int, questions: int, seed: int) -> None:
         for fact in facts:
             print(f"{fact.name}: {answer(llm, text, fact.name)} (expected {fact.code})")
     keys, queries = [], []
-    for number, cache in llm._kv._layers.items():
+    for number, cache in llm._kv.layers.items():
         heads, group = cache.shape.n_kv_heads, cache.shape.group
         places = cache._places(0, len(text))
         k, _ = cache._rows(np.arange(heads)[:, None], places)

@@ -15,6 +15,7 @@ import numpy as np
 from ._native import ffi
 from .attention import Attention
 from .attribution import Attribution
+from .cell_map import CellMap, ranks
 from .config import CacheConfig, ModelShape
 from .device.base import Device
 from .device.choose import open_devices
@@ -79,7 +80,7 @@ class KVCache:
         self.n_batch = n_batch
         self.n_swa = info.n_swa
         self.n_cells = config.n_cells(n_batch, self.n_swa)
-        self.n_tokens = 0
+        self.cells = CellMap(self.n_cells, self.n_swa)
         self.hook = Hook(info.n_layers, n_batch, self._on_layer)
         self.hook.take(info.cached_layers)
         self.counters = Counters()
@@ -93,23 +94,16 @@ class KVCache:
         self.budget: RamBudget | None = None  # None while all pages are in memory
         self.reader = PromptReader(config.selective)
         self._last_reader: dict[int, int] = {}  # place of the last attention on a layer's cells
-        self._memory: object = None
-        # Cells of positions [0, n_tokens) in the dense phase, of the carriers in the sparse one.
-        self._cell_of = np.zeros(self.n_cells, np.int32)
-        # Cells of positions [_real_from, n_tokens) in the sparse phase.
-        self._real_cells: list[int] = []
-        self._n_carriers = 0  # C
-        self._recurrent = False
-        self._moved_cell: int | None = None  # its K and V are not those of its position
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of the sequence."""
+        return self.cells.n_tokens
 
     @property
     def sparse(self) -> bool:
         """Whether the sequence has outgrown the cells."""
         return bool(self._layers)
-
-    @property
-    def _real_from(self) -> int:
-        return self.n_tokens - len(self._real_cells)
 
     # -- one llama_decode ----------------------------------------------------------------------
 
@@ -123,13 +117,13 @@ class KVCache:
         ------
         UnsupportedModelError
         """
-        self._memory = llama_cpp.llama_get_memory(ctx)
-        if self._memory is None:
+        memory = llama_cpp.llama_get_memory(ctx)
+        if memory is None:
             raise UnsupportedModelError(
                 "This model has no KV cache (an embedding model?); use llama_cpp.Llama for it."
             )
         model = llama_cpp.llama_get_model(ctx)
-        self._recurrent = llama_cpp.llama_model_is_hybrid(model)
+        self.cells.bind(memory, recurrent=llama_cpp.llama_model_is_hybrid(model))
         self._probe(ctx, WATCH)
         check_graph(self.info, self.hook, llama_cpp.llama_model_n_swa(model))
         for place in self._probe(ctx, DECODE):
@@ -153,7 +147,7 @@ class KVCache:
             self.hook.check()
         finally:
             self.hook.on_layer = self._on_layer
-        llama_cpp.llama_memory_clear(self._memory, True)
+        self.cells.clear()
         if code != 0:
             raise IceCacheError(f"llama.cpp could not evaluate a first token (code {code}).")
         return places
@@ -191,8 +185,8 @@ class KVCache:
             return
         # llama.cpp needs the last position and sliding windows; a decode step keeps as many as the
         # budget allows.
-        n_real = self.config.budget - self._n_carriers - 1 if mode == DECODE else 1
-        self._drop_real(max(n_real, self.n_swa))
+        n_real = self.config.budget - self.cells.n_carriers - 1 if mode == DECODE else 1
+        self.cells.keep_real(max(n_real, self.n_swa))
         self.counters.sparse_steps += mode == DECODE
         if self.budget is not None:
             with self._no_page_lost():
@@ -208,21 +202,16 @@ class KVCache:
                 f"llama.cpp evaluated {len(cells)} of {n_new} tokens at once; "
                 f"set n_batch and n_ubatch to the same value."
             )
-        if self.sparse:
-            self._real_cells += cells
-            self._moved_cell = None
-            if self.journal is not None:
-                self.journal.appended(n_new)
-            for tier in self.budget.tiers if self.budget is not None else []:
-                tier.prefetch_wanted()  # not earlier: it would slow down what computes
-        else:
-            self._cell_of[self.n_tokens : self.n_tokens + n_new] = cells
-        self.n_tokens += n_new
+        self.cells.append(cells)
+        if self.sparse and self.journal is not None:
+            self.journal.appended(n_new)
+        for tier in self.budget.tiers if self.budget is not None else []:
+            tier.prefetch_wanted()  # not earlier: it would slow down what computes
 
     def fail(self) -> None:
         """Restore the state before a llama_decode that failed."""
         self._leave_journal()
-        if not llama_cpp.llama_memory_seq_rm(self._memory, 0, self.n_tokens, -1):
+        if not self.cells.forget(self.n_tokens):
             self.clear()  # a recurrent state has no way back
         if self.budget is not None and self.budget.failed:
             self.clear()  # pages may be lost, and the index may know half of its tokens
@@ -236,8 +225,8 @@ class KVCache:
         cache, device = self._layers[layer.layer], self._devices[layer.layer]
         owns = place == layer.layer
         cells = np.frombuffer(ffi.buffer(self.hook.c.cells, 8 * self.hook.c.n_cells), np.int64)
-        if owns and self._moved_cell is not None:
-            cache.rewrite(self._moved_cell, self.n_tokens - 1)
+        if owns and self.cells.moved is not None:
+            cache.rewrite(self.cells.moved, self.n_tokens - 1)
         if self.hook.c.mode == PREFILL:
             self.reader.attend(layer, cache, cells, list(self._layers.values()), self.budget)
             if place == self._last_reader[layer.layer]:
@@ -252,7 +241,7 @@ class KVCache:
         else:
             q = device.queries(layer)[0]
         self.counters.add_stage("append", start)
-        cache.load(q, layer.scale, self._real_from)
+        cache.load(q, layer.scale, self.cells.real_from)
         if self.attribution is not None:
             self.attribution.add(cache.chosen_by.tokens, cache.chosen_by.weights)
 
@@ -260,17 +249,15 @@ class KVCache:
 
     def spill(self) -> None:
         """Enter the sparse phase: copy everything to the host tier, keep the carriers."""
-        n = self.n_tokens
-        self._n_carriers = min(self.config.budget - 2, n - 1)
-        carriers = self._cell_of[: self._n_carriers].copy()
-        layers = self._new_layers(carriers)
+        cells = self.cells.carriers.astype(np.int64)  # of all tokens
+        n_carriers = min(self.config.budget - 2, len(cells) - 1)
+        layers = self._new_layers(cells[:n_carriers].astype(np.int32))
         for layer in layers.values():
-            for first in range(0, n, self.n_batch):
-                last = min(n, first + self.n_batch)
-                layer.append(self._cell_of[first:last].astype(np.int64))
-            layer.slots.load(np.arange(self.config.sink, len(carriers), dtype=np.int32) + 1)
+            for first in range(0, len(cells), self.n_batch):
+                layer.append(cells[first : first + self.n_batch])
+            layer.slots.load(np.arange(self.config.sink, n_carriers, dtype=np.int32) + 1)
         self._set_layers(layers)
-        self._real_cells = self._cell_of[self._n_carriers : n].tolist()
+        self.cells.begin_sparse(n_carriers)
 
     def _new_layers(self, carriers: np.ndarray) -> dict[int, LayerCache]:
         for device in self._devices.values():
@@ -318,70 +305,44 @@ class KVCache:
             self.clear()
             return True
         self._finish_insertions()
-        if not self._windows_reach(n_tokens):
+        if not self.cells.windows_reach(n_tokens):
             done = False
         elif not self.sparse:
-            done = llama_cpp.llama_memory_seq_rm(self._memory, 0, n_tokens, -1)
-        elif n_tokens <= self._n_carriers:
+            done = self.cells.forget(n_tokens)
+        elif n_tokens <= self.cells.n_carriers:
             done = self._return_to_dense(n_tokens)
         else:
             done = self._cut(n_tokens)
         if not done:
             self.clear()
             return False
-        self.n_tokens = n_tokens
+        self.cells.n_tokens = n_tokens
         return True
-
-    def _windows_reach(self, n_tokens: int) -> bool:
-        """Whether sliding windows are whole for the token that follows the first `n_tokens`."""
-        if not self.n_swa:
-            return True
-        first = max(0, n_tokens + 1 - self.n_swa)
-        if self.sparse and first < self._real_from and self._n_carriers < n_tokens:
-            if self._n_carriers < self._real_from:
-                return False  # what was in between has no cells
-        return llama_cpp.llama_memory_seq_pos_min(self._memory, 0) <= first
 
     def clear(self) -> None:
         """Forget the sequence and give the host tier back."""
         self._leave_journal()
-        llama_cpp.llama_memory_clear(self._memory, True)
+        self.cells.clear()
         self._set_layers({})
-        self._real_cells = []
-        self._moved_cell = None
-        self.n_tokens = 0
 
     def _return_to_dense(self, n_tokens: int) -> bool:
         """All that is left had a carrier: put each token back into its own cell."""
-        if self._moved_cell is not None:
+        if self.cells.moved is not None:
             return False  # llama.cpp has yet to rotate the cells, when nothing can mend them
-        if not llama_cpp.llama_memory_seq_rm(self._memory, 0, n_tokens, -1):
+        if not self.cells.forget(n_tokens):
             return False
         self._leave_journal()
         first = min(self.config.sink, n_tokens)
         for cache in self._layers.values():
-            cache.restore(self._cell_of[first:n_tokens], first)
+            cache.restore(self.cells.carriers[first:n_tokens], first)
         self._set_layers({})
-        self._real_cells = []
-        self._moved_cell = None
+        self.cells.end_sparse()
         return True
 
     def _cut(self, n_tokens: int) -> bool:
-        """Truncate within the sparse phase; position `n_tokens` - 1 must have a real cell."""
-        real_from, last = self._real_from, self.n_tokens - 1
-        if n_tokens > real_from:
-            if not llama_cpp.llama_memory_seq_rm(self._memory, 0, n_tokens, -1):
-                return False
-            del self._real_cells[n_tokens - real_from :]
-        else:
-            # The token's own cell is gone: the last one gets its position. llama.cpp will rotate
-            # what the cells hold (and scale it, where RoPE has a factor): all are rewritten
-            # before they are used.
-            if self._recurrent or not llama_cpp.llama_memory_can_shift(self._memory):
-                return False
-            self._drop_real(1)
-            llama_cpp.llama_memory_seq_add(self._memory, 0, last, last + 1, n_tokens - 1 - last)
-            self._moved_cell = self._real_cells[0]
+        """Truncate within the sparse phase."""
+        if not self.cells.cut(n_tokens):
+            return False
         if self.journal is not None:
             self.journal.truncating(n_tokens)
         with self._no_page_lost():
@@ -411,15 +372,6 @@ class KVCache:
         """Do what no journal can redo."""
         if self.journal is not None:
             self.journal.lost()
-
-    def _drop_real(self, n_kept: int) -> None:
-        """Let only the last `n_kept` tokens keep cells of their own."""
-        n_dropped = len(self._real_cells) - n_kept
-        if n_dropped > 0:
-            first = self._real_from
-            if not llama_cpp.llama_memory_seq_rm(self._memory, 0, first, first + n_dropped):
-                raise IceCacheError("llama.cpp refused to free cells; call reset() and start anew.")
-            del self._real_cells[:n_dropped]
 
     # -- inspection ----------------------------------------------------------------------------
 
@@ -453,13 +405,12 @@ class KVCache:
     def state(self) -> dict[str, object]:
         """Everything beside llama.cpp's own state; see `load_state`."""
         self._finish_insertions()
-        cells = np.concatenate([self._cell_of[: self._n_held], self._real_cells]).astype(np.int32)
         return {
             "settings": self._settings,
             "n_tokens": self.n_tokens,
-            "n_real": len(self._real_cells),
-            "moved": self._moved_cell is not None,
-            "cells": cells,
+            "n_real": self.cells.n_real,
+            "moved": self.cells.moved is not None,
+            "cells": self.cells.in_use,
             "layers": {number: cache.state() for number, cache in self._layers.items()},
         }
 
@@ -477,19 +428,15 @@ class KVCache:
                 "load it with the same ones."
             )
         # llama.cpp restores the cells it held in their order, but from cell 0 on.
-        cells = _ranks(state["cells"])
-        n_held = len(cells) - state["n_real"]
-        self._cell_of[:n_held] = cells[:n_held]
-        self._real_cells = cells[n_held:].tolist()
-        self._moved_cell = self._real_cells[0] if state["moved"] else None
+        cells, n_real = ranks(state["cells"]), state["n_real"]
+        self.cells.adopt(state["n_tokens"], cells, n_real)
+        self.cells.moved = int(cells[-n_real]) if state["moved"] else None
         if state["layers"]:
-            self._n_carriers = n_held
-            self._set_layers(self._new_layers(cells[:n_held]))
+            self._set_layers(self._new_layers(self.cells.carriers.copy()))
             for number, cache in self._layers.items():
                 cache.load_state(state["layers"][number])
                 if cache.pages.tier is not None:
                     cache.pages.tier.trim(self.config.ram_limit // len(self._layers))
-        self.n_tokens = state["n_tokens"]
 
     # -- sessions ------------------------------------------------------------------------------
 
@@ -518,18 +465,18 @@ class KVCache:
         """
         self._finish_insertions()
         if not self.sparse:
-            return _ranks(self._cell_of[: self.n_tokens]), self.n_tokens
-        if self._moved_cell is not None:  # the slots' cells will be rotated
+            return self.cells.ranks(), self.n_tokens
+        if self.cells.moved is not None:  # the slots' cells will be rotated
             for cache in self._layers.values():
                 cache.slots.clear()
         else:  # the next step would do it, and what has no cell need not be restored
-            self._drop_real(max(self.config.budget - self._n_carriers - 1, self.n_swa))
-        cells = np.concatenate([self._cell_of[: self._n_carriers], self._real_cells])
-        return _ranks(cells), len(self._real_cells)
+            n_real = self.config.budget - self.cells.n_carriers - 1
+            self.cells.keep_real(max(n_real, self.n_swa))
+        return self.cells.ranks(), self.cells.n_real
 
     def ordered_layers(self) -> dict[int, OrderedPages]:
         """Copy all cells in the dense phase, by layer."""
-        cells = self._cell_of[: self.n_tokens].astype(np.int64)
+        cells = self.cells.carriers.astype(np.int64)
         return {
             number: OrderedPages(self.shape_of(number), *device.rows(cells))
             for number, device in self._devices.items()
@@ -549,11 +496,8 @@ class KVCache:
         layers : dict of int to LayerCache
         """
         carriers, real = np.split(cells, [len(cells) - n_real])
-        self._n_carriers = len(carriers)
-        self._cell_of[: len(carriers)] = carriers
-        self._real_cells = real.tolist()
+        self.cells.adopt(n_tokens, cells, n_real)
         self._set_layers(layers)
-        self.n_tokens = n_tokens
         for cache in layers.values():
             cache.place(carriers)
             cache.restore(cache.sink_cells, 0)
@@ -562,8 +506,7 @@ class KVCache:
 
     def adopt_dense(self, cells: np.ndarray, pages: dict[int, HostPages]) -> None:
         """Write the tokens at positions 0, 1, ... into `cells` (int32 [n])."""
-        self._cell_of[: len(cells)] = cells
-        self.n_tokens = len(cells)
+        self.cells.adopt(len(cells), cells, 0)
         places = np.arange(len(cells), dtype=np.int32)
         for number, device in self._devices.items():
             heads = self.shape_of(number).n_kv_heads
@@ -579,11 +522,6 @@ class KVCache:
             config = replace(config, **{name: getattr(default, name)})
         return (config, self.n_ctx, self.n_batch, shapes)
 
-    @property
-    def _n_held(self) -> int:
-        """Positions from 0 on whose cells are in `_cell_of`."""
-        return self._n_carriers if self.sparse else self.n_tokens
-
     def shuffle(self, rng: np.random.Generator) -> None:
         """Permute the resident tokens among their slots: attention must not notice."""
         self._finish_insertions()
@@ -595,8 +533,3 @@ class KVCache:
         self._finish_insertions()
         for cache in self._layers.values():
             cache.check_integrity(self.n_tokens)
-
-
-def _ranks(cells: np.ndarray) -> np.ndarray:
-    """Rank of each of some distinct cells; int32 [n]."""
-    return np.argsort(np.argsort(cells)).astype(np.int32)

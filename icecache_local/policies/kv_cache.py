@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import llama_cpp
 import numpy as np
 
 from ..config import CacheConfig
-from ..errors import IceCacheError
 from ..hook import PREFILL
 from ..kv_cache import KVCache
 from .base import Policy
@@ -71,15 +69,12 @@ class PolicyKVCache(KVCache):
         config : CacheConfig
             Its budget must not be larger than the current one once the cells are outgrown.
         """
-        n_carriers = min(config.budget - 2, self._n_carriers)
+        n_carriers = min(config.budget - 2, self.cells.n_carriers)
         self.config = config
         if not self.sparse:
             return
-        self._drop_real(max(1, self.n_swa))
-        if not llama_cpp.llama_memory_seq_rm(self._memory, 0, n_carriers, self._n_carriers):
-            raise IceCacheError("llama.cpp refused to free cells; call reset() and start anew.")
-        self._n_carriers = n_carriers
-        old, self._layers = self._layers, self._new_layers(self._cell_of[:n_carriers].copy())
+        self.cells.keep_carriers(n_carriers)
+        old, self._layers = self._layers, self._new_layers(self.cells.carriers.copy())
         for number, cache in self._layers.items():
             cache.take_over(old[number])
 

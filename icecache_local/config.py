@@ -43,6 +43,9 @@ class CacheConfig:
     reuse_layers : int
         Layers behind one that searches which keep the tokens it has found, as IceCache(r) does
         with 2: faster, and less exact. The first two layers always search.
+    remainder : bool
+        One slot of each KV head stands for the tokens that were scored and not chosen, see
+        `remainder.py`; without it a decode step attends to chosen tokens alone, as the paper does.
     device : str
         How llama.cpp's cells are reached: "host" in place, "ggml" through the functions of
         llama.cpp's backends, "cuda" through cupy. By default ("auto") each layer's own memory
@@ -61,6 +64,7 @@ class CacheConfig:
     unread: float | None = None
     selective: float | None = None
     reuse_layers: int = 0
+    remainder: bool = True
     device: str = "auto"
     stream_limit: int = 256 << 20
 

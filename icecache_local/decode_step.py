@@ -60,7 +60,10 @@ class DecodeStep:
             *cache.index.search_arguments(q),
             np.float32(scale),
             tail,
-            (cache.n_tokens - cache.window, real_from, cache.first_tail, shape.head_dim_k),
+            (
+                *(cache.n_tokens - cache.window, real_from, cache.first_tail, shape.head_dim_k),
+                *(selector.rest_page, cache.n_values),
+            ),
             *selector.arrays,
             slots.arrays,
             *cache.device.upload_arrays(cache.slot_cells),
@@ -102,7 +105,7 @@ def _step(search, g, scale, tail, limits, chosen, work, slots, cells, ticks):
     if seen[0] < n_slots or seen[1] > n_slots:
         ticks[g, 3:] = ticks[g, 2]
         return
-    assign_head(g, chosen[0], chosen[1], slots)
+    assign_head(g, chosen[0], chosen[1], chosen[4], slots)
     ticks[g, 3] = _tick()
     n_miss, miss_slots, miss_places = slots[5][g], slots[3][g], slots[4][g]
     upload_head(forest.kv[g], g, miss_slots, miss_places, np.int64(n_miss), *cells)

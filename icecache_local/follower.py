@@ -53,7 +53,7 @@ class Follower:
             leaves = np.arange(cache.first_leaf, int(pages.n_pages.max()), dtype=np.int32)
         step = (
             *(self.leader.selector.tokens, (pages.ids, pages.fill), (leaves, tail)),
-            *(self._place_of, self._places, slots.arrays),
+            *(self._place_of, self._places, slots.no_rest, slots.arrays),
         )
         if cache.device.in_place:  # in one launch, as `DecodeStep`
             kv = pages.kv.reshape(len(pages.kv), -1)
@@ -75,17 +75,17 @@ def _note_places(ids, fill, pages, place_of):
 
 
 @kernel()
-def _follow(g, tokens, rows, changed, place_of, places, slots):
+def _follow(g, tokens, rows, changed, place_of, places, no_rest, slots):
     leaves, tail = changed
     _note_places(rows[0][g], rows[1][g], leaves, place_of[g])
     _note_places(rows[0][g], rows[1][g], tail, place_of[g])
     for i in range(tokens.shape[1]):
         places[g, i] = place_of[g, tokens[g, i]]
-    assign_head(g, tokens, places, slots)
+    assign_head(g, tokens, places, no_rest, slots)
 
 
 @kernel(parallel=True)
-def _follow_all(tokens, rows, changed, place_of, places, slots):
+def _follow_all(tokens, rows, changed, place_of, places, no_rest, slots):
     """Look the places of `tokens` [G, S] up and assign slots to them.
 
     Parameters
@@ -96,24 +96,41 @@ def _follow_all(tokens, rows, changed, place_of, places, slots):
     changed : tuple of int32 arrays
         Leaves and tail pages whose tokens have come or moved since the last call.
     place_of : int32 array [G, n_ctx]
+    no_rest : int32 array [G]
     slots : tuple
-        `SlotTable.arrays`.
+        `SlotTable.no_rest` and `.arrays`.
     """
     for g in prange(tokens.shape[0]):
-        _follow(np.int64(g), tokens, rows, changed, place_of, places, slots)
+        _follow(np.int64(g), tokens, rows, changed, place_of, places, no_rest, slots)
 
 
 @kernel()
-def _follow_and_upload(g, tokens, rows, changed, place_of, places, slots, kv, target, shape):
-    _follow(g, tokens, rows, changed, place_of, places, slots)
+def _follow_and_upload(
+    g, tokens, rows, changed, place_of, places, no_rest, slots, kv, target, shape
+):
+    _follow(g, tokens, rows, changed, place_of, places, no_rest, slots)
     miss_slots, miss_places, n_miss = slots[3][g], slots[4][g], slots[5][g]
     upload_head(kv[g], g, miss_slots, miss_places, np.int64(n_miss), target, shape)
 
 
 @kernel(parallel=True)
-def _follow_and_upload_all(tokens, rows, changed, place_of, places, slots, kv, target, shape):
+def _follow_and_upload_all(
+    tokens, rows, changed, place_of, places, no_rest, slots, kv, target, shape
+):
     """As `_follow_all`, and then `upload_head` of every head."""
     for g in prange(tokens.shape[0]):
         _follow_and_upload(
-            *(np.int64(g), tokens, rows, changed, place_of, places, slots, kv, target, shape)
+            *(
+                np.int64(g),
+                tokens,
+                rows,
+                changed,
+                place_of,
+                places,
+                no_rest,
+                slots,
+                kv,
+                target,
+                shape,
+            )
         )

@@ -22,7 +22,7 @@ FAST = {"reassoc", "contract", "nsz"}
 
 
 # Modules whose kernels are called from others, beside the index's.
-CALLED = "half.py", "host_pages.py", "selection.py", "slots.py", "device/host.py"
+CALLED = "half.py", "host_pages.py", "remainder.py", "selection.py", "slots.py", "device/host.py"
 
 
 def drop_stale_kernels(package: Path) -> None:

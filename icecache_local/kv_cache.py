@@ -273,6 +273,7 @@ class KVCache:
                 self.n_batch,
                 self.counters,
                 window=max(self.config.window, self.n_swa),
+                softcap=self.hook.layers[number].softcap,
             )
             for number, device in self._devices.items()
         }
@@ -518,7 +519,10 @@ class KVCache:
         shapes = [self.shape_of(i) for i in self._devices]
         config, default = self.config, CacheConfig()
         # No matter to a state: where K and V lie, how much of them is read, and who searches.
-        for name in ("ram_limit", "unread", "selective", "reuse_layers", "device", "stream_limit"):
+        for name in (
+            *("ram_limit", "unread", "selective", "reuse_layers"),
+            *("remainder", "device", "stream_limit"),
+        ):
             config = replace(config, **{name: getattr(default, name)})
         return (config, self.n_ctx, self.n_batch, shapes)
 

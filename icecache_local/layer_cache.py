@@ -16,6 +16,7 @@ from .follower import Follower
 from .host_pages import HostPages
 from .layer_tables import LayerTables
 from .mdci import MDCIndex
+from .remainder import ValueSum
 from .replacement import credit
 from .selection import Selector
 from .slots import SlotTable
@@ -27,7 +28,7 @@ class LayerCache(LayerTables):
 
     Pages of the host tier, per KV head::
 
-        | sink | tail ring: newest tokens in order | leaves of the index | copies |
+        | sink | tail ring: newest tokens in order | leaves of the index | copies | remainder |
         0      first_tail                          first_leaf            first_copy
 
     The tail holds the window and the tokens not yet indexed; full pages older than the window
@@ -50,6 +51,9 @@ class LayerCache(LayerTables):
         Shared by all layers.
     window : int, optional
         Latest tokens that stay outside of the index, by default `config.window`.
+    softcap : float
+        Bound of the attention logits, 0 for none. Beyond it a single key cannot stand for many:
+        such layers have no remainder. Nor have those whose values are a part of their keys.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class LayerCache(LayerTables):
         n_batch: int,
         counters: Counters,
         window: int | None = None,
+        softcap: float = 0,
     ) -> None:
         self.shape, self.config, self.device, self.counters = shape, config, device, counters
         self.window = config.window if window is None else window
@@ -73,13 +78,19 @@ class LayerCache(LayerTables):
         self.first_leaf = self.first_tail + self.n_ring
         self.first_copy = self.first_leaf + MDCIndex.pages_for(n_ctx)
         self._n_copies = -(-(len(cells) - config.sink) // PAGE)
-        self.pages = HostPages(shape, self.first_copy + self._n_copies)
+        rest_page = self.first_copy + self._n_copies
+        self.pages = HostPages(shape, rest_page + 1)
+        self.values = ValueSum(shape)
         self.index = MDCIndex(self.pages, self.first_leaf, config, layer)
         if config.ram_limit is not None:
             DiskTier(self.pages, self.first_leaf)
         self.place(cells)
         self.slots = SlotTable(shape.n_kv_heads, len(self.slot_cells), n_ctx)
-        self.selector = Selector(self.pages, shape, len(self.slot_cells))
+        has_rest = config.remainder and not softcap and shape.head_dim_v
+        self.selector = Selector(
+            *(self.pages, shape, len(self.slot_cells)),
+            *(rest_page if has_rest else -1, self.values),
+        )
         self._admission = Admission(
             *(self.pages, self.first_leaf, self.first_copy),
             *(len(self.slot_cells), config.most_unread),
@@ -162,6 +173,7 @@ class LayerCache(LayerTables):
             self.pages.ids,
             self.pages.fill,
         )
+        self.values.add(v, rows[max(0, self.config.sink - self.n_tokens) :])
         self.n_tokens += len(rows)
         n_old = (self.tail_len - self.window) // PAGE
         if n_old > 0:
@@ -207,11 +219,16 @@ class LayerCache(LayerTables):
         self.counters.selected_rows += self.slots.token_in.size
         self.counters.uploaded_rows += int(self.slots.n_miss.sum())
 
+    @property
+    def n_values(self) -> int:
+        """Tokens in `values`."""
+        return max(1, self.n_tokens - self.config.sink)
+
     def _load_in_stages(self, q: np.ndarray, scale: float, real_from: int) -> None:
         tokens, places = self.choose(q, scale, real_from)
         counters, start = self.counters, time.perf_counter_ns()
         slots = self.slots
-        slots.assign(tokens, places)
+        slots.assign(tokens, places, self.selector.rest)
         start = counters.add_stage("assign", start)
         self.device.upload(
             self.pages, self.slot_cells, slots.miss_slots, slots.miss_places, slots.n_miss
@@ -245,6 +262,7 @@ class LayerCache(LayerTables):
             excluded_from=real_from,
             log_mass=self.index.log_mass,
             n_sink_pages=self.first_tail,
+            n_values=self.n_values,
         )
         if tier is not None:
             credit(tier.importance, chosen[1], self.selector.weights)
@@ -284,12 +302,16 @@ class LayerCache(LayerTables):
         tier = self.pages.tier
         window_start = n_tokens - self.window
         if window_start >= self.tail_start:
+            _, v = self.rows(n_tokens, self.n_tokens)
+            self.values.add(v, np.arange(len(v)), -1)
             self._cut_tail(n_tokens)
         else:
             if tier is not None:
                 tier.fetch_all()
             k, v = self.rows(window_start, n_tokens)
             self.index.truncate(window_start)
+            pages = self.pages
+            self.values.count(pages.kv, pages.fill, self.first_leaf, self.shape.head_dim_k)
             self._start_tail(window_start)
             self.n_tokens = window_start
             self.append_rows(k, v, np.arange(self.window))

@@ -21,6 +21,8 @@ class SlotTable:
         The last `assign`'s uploads: the slot to fill and the host place (page * 16 + row).
     n_miss : int32 array [G]
         How many of them are valid.
+    no_rest : int32 array [G]
+        -1 for every head, see `assign`.
     """
 
     def __init__(self, n_heads: int, n_slots: int, n_ctx: int) -> None:
@@ -30,6 +32,7 @@ class SlotTable:
         self.miss_slots = np.zeros((n_heads, n_slots), np.int32)
         self.miss_places = np.zeros((n_heads, n_slots), np.int32)
         self.n_miss = np.zeros(n_heads, np.int32)
+        self.no_rest = np.full(n_heads, -1, np.int32)
         self._kept = np.zeros((n_heads, n_slots), np.bool_)
 
     @property
@@ -37,7 +40,7 @@ class SlotTable:
         """Slots per KV head."""
         return self.token_in.shape[1]
 
-    def assign(self, tokens: np.ndarray, places: np.ndarray) -> int:
+    def assign(self, tokens: np.ndarray, places: np.ndarray, rest: np.ndarray | None = None) -> int:
         """Make exactly `tokens` resident: keep what is there, give freed slots to the rest.
 
         Parameters
@@ -46,13 +49,16 @@ class SlotTable:
             Positions, distinct within a head.
         places : int32 array [G, S]
             Their places in the host tier.
+        rest : int32 array [G], optional
+            Place of a row that takes the slot of a head's last token, or -1. It is no token:
+            `token_in` of its slot is 0.
 
         Returns
         -------
         int
             Tokens to upload, summed over heads; see `miss_slots` and `miss_places`.
         """
-        _assign(tokens, places, self.arrays)
+        _assign(tokens, places, self.no_rest if rest is None else rest, self.arrays)
         return int(self.n_miss.sum())
 
     @property
@@ -99,26 +105,29 @@ class SlotTable:
 
 
 @numba.njit(cache=True, nogil=True)
-def assign_head(g, tokens, places, slots):
-    """One pass: mark what stays, then hand the other slots to the missing tokens."""
+def assign_head(g, tokens, places, rest, slots):
+    """One pass: mark what stays, then hand the other slots to what is missing."""
     token_in, slot_of, kept = slots[0][g], slots[1][g], slots[2][g]
     miss_slots, miss_places, n_miss = slots[3][g], slots[4][g], slots[5]
     kept[:] = False
     misses = 0
-    for i in range(tokens.shape[1]):
+    for i in range(tokens.shape[1] - (rest[g] >= 0)):
         slot = slot_of[tokens[g, i]] - 1
         if slot >= 0:
             kept[slot] = True
         else:
             miss_places[misses] = i  # index into tokens, replaced by its place below
             misses += 1
-    n_miss[g] = misses
+    n_miss[g] = misses + (rest[g] >= 0)
     slot = 0
-    for m in range(misses):
+    for m in range(n_miss[g]):
         while kept[slot]:
             slot += 1
         if token_in[slot] > 0:
             slot_of[token_in[slot] - 1] = 0
+        if m == misses:
+            token_in[slot], miss_slots[m], miss_places[m] = 0, slot, rest[g]
+            break
         i = miss_places[m]
         token_in[slot] = tokens[g, i] + 1
         slot_of[tokens[g, i]] = slot + 1
@@ -128,6 +137,6 @@ def assign_head(g, tokens, places, slots):
 
 
 @numba.njit(cache=True, nogil=True)
-def _assign(tokens, places, slots):
+def _assign(tokens, places, rest, slots):
     for g in range(tokens.shape[0]):
-        assign_head(g, tokens, places, slots)
+        assign_head(g, tokens, places, rest, slots)

@@ -78,7 +78,9 @@ def test_small_budget_then_load(arch, tiny_model, open_ice, rng) -> None:
     _, rows = greedy(ice, 40)
     assert np.isfinite(rows).all()
     ice._kv.check_integrity()
-    assert all(cache.slots.token_in.all() for cache in ice._kv._layers.values())
+    for cache in ice._kv.layers.values():  # a slot without a token holds the remainder
+        n_free = np.count_nonzero(cache.slots.token_in == 0, axis=1)
+        np.testing.assert_array_equal(n_free, cache.selector.rest >= 0)
     state, suffix = ice.save_state(), draw(rng, 8)
     following = feed(ice, suffix)
     ice.reset()

@@ -51,14 +51,18 @@ class Sequence:
         self.append(1)
         q = self.rng.standard_normal((SHAPE.n_heads, SHAPE.head_dim_k)).astype(np.float32)
         self.cache.load(q, 0.125, real_from=len(self.k) - 2)
-        tokens = self.cache.slots.token_in - 1
-        assert (tokens >= CONFIG.sink).all() and (tokens < len(self.k) - 2).all()
         window = np.arange(len(self.k) - CONFIG.window, len(self.k) - 2)
-        for g, row in enumerate(tokens):
+        rest = self.cache.pages.kv[:, self.cache.selector.rest_page].reshape(SHAPE.n_kv_heads, -1)
+        for g, held in enumerate(self.cache.slots.token_in):
+            (free,) = np.nonzero(held == 0)
+            assert len(free) == (self.cache.selector.rest[g] >= 0)
+            cells, row = self.cache.slot_cells[held > 0], held[held > 0] - 1
+            assert (row >= CONFIG.sink).all() and (row < len(self.k) - 2).all()
             assert np.isin(window, row).all(), "a window token is not resident"
-            cells = self.cache.slot_cells
             assert np.array_equal(self.device.k[cells, g], self.k[row, g])
             assert np.array_equal(self.device.v[cells, g], self.v[row, g])
+            for cell in self.cache.slot_cells[free]:
+                assert np.array_equal(self.device.k[cell, g], rest[g, : SHAPE.head_dim_k])
 
     def truncate(self, n: int) -> None:
         self.cache.truncate(n)
@@ -70,6 +74,8 @@ class Sequence:
         places = cache._places(0, n)
         k, v = cache._rows(np.arange(len(places))[:, None], places)
         assert np.array_equal(k, self.k) and np.array_equal(v, self.v)
+        values = self.v[CONFIG.sink :].view(np.float16).astype(np.float64).sum(0)
+        assert np.array_equal(cache.values.total, (values * 2**24).astype(np.int64))
 
 
 STEPS = st.lists(

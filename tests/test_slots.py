@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from icecache_local.slots import SlotTable
 
 N_CTX = 200
+REST = 10**6  # a place of no token
 
 
 @st.composite
@@ -39,24 +40,32 @@ def test_no_token_twice_no_slot_shared_after_any_history(history):
             tokens = np.array([rng.permutation(n_tokens)[:n_slots] for _ in range(heads)], np.int32)
             places = (tokens * 7 + 3).astype(np.int32)
             before = table.token_in.copy()
-            n_misses = table.assign(tokens, places)
-            _check_assignment(table, before, tokens, n_misses)
+            rest = np.where(rng.random(heads) < 0.5, REST, -1).astype(np.int32)
+            n_misses = table.assign(tokens, places, rest if seed % 2 else None)
+            _check_assignment(table, before, tokens, rest if seed % 2 else table.no_rest)
+            assert n_misses == table.n_miss.sum()
         table.check_integrity()
 
 
-def _check_assignment(table, before, tokens, n_misses):
+def _check_assignment(table, before, tokens, rest):
     for g, wanted in enumerate(tokens):
-        assert set(table.token_in[g] - 1) == set(wanted)
+        has_rest = int(rest[g] >= 0)
+        wanted = wanted[: len(wanted) - has_rest]
+        held = table.token_in[g]
+        assert set(held[held > 0] - 1) == set(wanted)
+        assert np.count_nonzero(held == 0) == has_rest
         missing = set(wanted) - set(before[g] - 1)
-        assert table.n_miss[g] == len(missing)
+        assert table.n_miss[g] == len(missing) + has_rest
         slots = table.miss_slots[g, : len(missing)]
         assert set(table.token_in[g, slots] - 1) == missing
         assert np.array_equal(
             table.miss_places[g, : len(missing)], (table.token_in[g, slots] - 1) * 7 + 3
         )
-        stayed = np.setdiff1d(np.arange(table.n_slots), slots)
+        if has_rest:
+            assert table.token_in[g, table.miss_slots[g, len(missing)]] == 0
+            assert table.miss_places[g, len(missing)] == REST
+        stayed = np.setdiff1d(np.arange(table.n_slots), table.miss_slots[g, : table.n_miss[g]])
         assert np.array_equal(table.token_in[g, stayed], before[g, stayed])
-    assert n_misses == table.n_miss.sum()
 
 
 def test_assigning_the_same_tokens_again_uploads_nothing():

@@ -8,7 +8,7 @@ from .arkvale import ArkVale
 from .base import Policy
 from .clusterkv import ClusterKV
 from .full import Full
-from .icecache import IceCache, IceCacheReuse
+from .icecache import IceCache, IceCacheReuse, IceCacheTokens
 from .magicpig import MagicPIG
 from .omnikv import OmniKV
 from .pqcache import PQCache
@@ -22,6 +22,7 @@ POLICIES: dict[str, type[Policy]] = {
     "full": Full,
     "topk": ExactTopK,
     "icecache": IceCache,
+    "icecache-tokens": IceCacheTokens,
     "icecache-r": IceCacheReuse,
     "streaming-llm": StreamingLLM,
     "snapkv": SnapKV,

@@ -33,11 +33,15 @@ class Policy(ABC):
         Where the method comes from; empty for none.
     exact : bool
         Everything is attended to; `select` is never called.
+    remainder : bool
+        The last token that a search has found gives way to a row for all that were scored and
+        not chosen; see `icecache_local.remainder`.
     """
 
     title: ClassVar[str]
     paper: ClassVar[str] = ""
     exact: ClassVar[bool] = False
+    remainder: ClassVar[bool] = False
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed

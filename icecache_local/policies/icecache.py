@@ -15,15 +15,24 @@ class IceCache(Policy):
     """What the product does: an M-DCI tree proposes pages, their best tokens stay.
 
     Departs from the paper: tokens instead of whole pages are kept (see docs/mdci.md for the
-    index), and layers 0 and 1 are not dense.
+    index), one slot stands for the tokens that were scored and not chosen, and layers 0 and 1 are
+    not dense.
     """
 
     title = "IceCache"
     paper = "https://arxiv.org/abs/2604.10539"
+    remainder = True
 
     def select(self, layer: LayerView, q: np.ndarray, real_from: int) -> np.ndarray:
         """Search the index; int32 [G, n_slots]."""
         return layer.search(q, real_from)
+
+
+class IceCacheTokens(IceCache):
+    """The same with tokens in all slots, none that stands for others: as in the paper."""
+
+    title = "IceCache, tokens only"
+    remainder = False
 
 
 class IceCacheReuse(IceCache):

@@ -67,7 +67,11 @@ class PolicyLayer(LayerCache):
         else:
             policy.extend(view, self._n_known)
         self._n_known = self.n_tokens
-        tokens = policy.select(view, q, real_from)
+        rest = self.selector.rest
+        rest[:] = -1
+        tokens = policy.select(view, q, real_from)  # a search may set `rest`
+        if not policy.remainder:
+            rest[:] = -1
         self.owner.add_mass(self.number, self._kept_mass(view, q, tokens, real_from))
         return tokens, np.take_along_axis(self._place_of, tokens, axis=1)
 
@@ -104,6 +108,8 @@ class PolicyLayer(LayerCache):
         resident = np.zeros((len(tokens), view.n_tokens), bool)
         resident[:, : view.sink] = resident[:, real_from:] = True
         np.put_along_axis(resident, tokens, True, axis=1)
+        without = np.flatnonzero(self.selector.rest >= 0)
+        resident[without, tokens[without, -1]] = False
         weights = softmax(view.scores(q)).reshape(len(tokens), -1, view.n_tokens)
         return np.einsum("grn,gn->gr", weights, resident.astype(np.float32)).ravel()
 

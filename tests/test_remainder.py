@@ -1,0 +1,189 @@
+"""The row that stands for the tokens which were scored and not chosen."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_exactness import draw, feed, kld
+from tiny_models import TinySpec
+
+from icecache_local import CacheConfig
+from icecache_local.config import PAGE, ModelShape
+from icecache_local.host_pages import HostPages
+from icecache_local.remainder import ValueSum
+from icecache_local.selection import Selector
+
+SPEC = TinySpec("qwen3", n_layers=3, d=128, n_heads=4, n_kv_heads=2, head_dim=32, dtype="f32")
+SMALL = CacheConfig(budget=64, candidate_pages=64)
+
+
+def filled(rng: np.random.Generator, shape: ModelShape, n: int) -> tuple[HostPages, np.ndarray]:
+    """Pages with `n` random tokens of each head, a page left over; K and V as float32."""
+    n_pages = -(-n // PAGE)
+    pages = HostPages(shape, n_pages + 1)
+    rows = rng.standard_normal((shape.n_kv_heads, n_pages * PAGE, 2, shape.head_dim_k))
+    rows = rows.astype(np.float16)
+    k, v = (rows[:, :, i].reshape(shape.n_kv_heads, n_pages, -1) for i in (0, 1))
+    pages.kv[:, :n_pages] = np.concatenate([k, v], axis=2).view(np.uint16)
+    ids = np.arange(1, n_pages * PAGE + 1)
+    pages.ids[:, :n_pages] = np.where(ids <= n, ids, 0).reshape(-1, PAGE)
+    pages.fill[:, :n_pages] = np.count_nonzero(pages.ids[:, :n_pages], axis=2)
+    pages.n_pages[:] = n_pages
+    return pages, rows[:, :n].astype(np.float32)
+
+
+@given(st.integers(0, 2**32), st.sampled_from([1, 2, 4, 8]), st.integers(20, 300), st.booleans())
+@settings(deadline=None, max_examples=40)
+def test_its_key_weighs_what_all_others_weigh_together(seed, group, n, with_tail) -> None:
+    rng = np.random.default_rng(seed)
+    shape = ModelShape(1, 2 * group, 2, 32, 32)
+    pages, rows = filled(rng, shape, n)
+    values, rest_page = ValueSum(shape), pages.capacity - 1
+    values.count(pages.kv, pages.fill, 0, 32)
+    n_slots = int(rng.integers(2, n))
+    selector = Selector(pages, shape, n_slots, rest_page, values)
+    q = rng.standard_normal((2 * group, 32)).astype(np.float32)
+    tail = np.zeros(0, np.int32)
+    places = np.arange(n, dtype=np.int32)
+    if with_tail and n > 2 * PAGE:  # some of them forced, some with cells of their own
+        tail, places = np.arange((n - PAGE) // PAGE, -(-n // PAGE), dtype=np.int32), None
+        places = np.arange(tail[0] * PAGE, dtype=np.int32)
+    excluded = n if len(tail) == 0 else n - 2
+    forced = excluded - 1 if n_slots > 1 and len(tail) else n
+    if excluded < n_slots:
+        return
+    tokens, _ = selector.select(
+        q, 0.3, np.tile(places, (2, 1)), tail, forced, excluded, n_values=n
+    )  # fmt: skip
+    assert (selector.rest == (rest_page * PAGE if excluded > n_slots else -1)).all()
+    if excluded == n_slots:
+        return
+    assert (selector.weights[:, -1] <= selector.weights[:, :-1].max(1)).all()
+    kv = pages.kv[:, rest_page].view(np.float16).astype(np.float32)
+    for g in range(2):
+        logits = 0.3 * q[g * group : (g + 1) * group] @ rows[g, :, 0].T
+        left = np.setdiff1d(np.arange(excluded), tokens[g, :-1])
+        wanted = np.log(np.exp(logits[:, left].astype(np.float64)).sum(1))
+        found = 0.3 * q[g * group : (g + 1) * group] @ kv[g, :32]
+        np.testing.assert_allclose(found, wanted, atol=0.05)
+        v = kv[g, PAGE * 32 : PAGE * 32 + 32]
+        np.testing.assert_allclose(v, rows[g, :, 1].mean(0), atol=1e-3)
+
+
+def test_the_least_of_the_chosen_gives_way(rng) -> None:
+    shape = ModelShape(1, 2, 1, 32, 32)
+    pages, _ = filled(rng, shape, 200)
+    with_rest = Selector(pages, shape, 40, pages.capacity - 1)
+    without = Selector(pages, shape, 40)
+    q = rng.standard_normal((2, 32)).astype(np.float32)
+    everything = np.arange(200, dtype=np.int32)[None]
+    none = np.zeros(0, np.int32)
+    tokens = [s.select(q, 0.2, everything, none, 200, 200, n_values=1)[0].copy()
+              for s in (with_rest, without)]  # fmt: skip
+    assert set(tokens[0][0]) == set(tokens[1][0]) and (without.rest == -1).all()
+    assert with_rest.weights[0].argmin() == 39
+
+
+def test_queries_of_zero_have_no_such_row(rng) -> None:
+    shape = ModelShape(1, 2, 1, 32, 32)
+    pages, _ = filled(rng, shape, 100)
+    selector = Selector(pages, shape, 40, pages.capacity - 1)
+    q = np.zeros((2, 32), np.float32)
+    selector.select(q, 1.0, np.arange(100, dtype=np.int32)[None], np.zeros(0, np.int32), 100, 100)
+    assert (selector.rest == -1).all()
+
+
+def test_tiny_queries_make_no_infinite_key(rng) -> None:
+    shape = ModelShape(1, 2, 1, 32, 32)
+    pages, _ = filled(rng, shape, 100)
+    selector = Selector(pages, shape, 40, pages.capacity - 1)
+    q = rng.standard_normal((2, 32)).astype(np.float32) * np.float32(1e-7)
+    places = np.arange(100, dtype=np.int32)[None]
+    selector.select(q, 1.0, places, np.zeros(0, np.int32), 100, 100, n_values=1)
+    assert (selector.rest >= 0).all()
+    assert np.isfinite(pages.kv[:, -1].view(np.float16)).all()
+
+
+@given(st.integers(0, 2**32))
+@settings(deadline=None, max_examples=30)
+def test_sums_of_values_do_not_depend_on_the_order(seed) -> None:
+    rng = np.random.default_rng(seed)
+    shape = ModelShape(1, 2, 2, 16, 24)
+    v = (rng.standard_normal((70, 2, 24)) * 10.0 ** rng.integers(-7, 4)).astype(np.float16)
+    v[rng.integers(70), 0, 0] = rng.choice([np.nan, np.inf, -np.inf, 65504])
+    sums = [ValueSum(shape) for _ in range(2)]
+    order = rng.permutation(70)
+    sums[0].add(v.view(np.uint16), np.arange(70))
+    for rows in np.array_split(order, 7):
+        sums[1].add(v.view(np.uint16), rows)
+    np.testing.assert_array_equal(sums[0].total, sums[1].total)
+    clean = np.where(np.isfinite(v), v, 0).astype(np.float64)
+    np.testing.assert_array_equal(sums[0].total, (clean.sum(0) * 2**24).astype(np.int64))
+    sums[0].add(v.view(np.uint16), order[:50], -1)
+    sums[0].add(v.view(np.uint16), order[50:], -1)
+    assert (sums[0].total == 0).all()
+
+
+def sums_by_hand(llm: object) -> None:
+    """Compare the sums of all layers with those of the rows that they hold."""
+    for cache in llm._kv.layers.values():
+        _, v = cache.rows(cache.config.sink, cache.n_tokens)
+        expected = (v.view(np.float16).astype(np.float64).sum(0) * 2**24).astype(np.int64)
+        np.testing.assert_array_equal(cache.values.total, expected)
+        assert cache.n_values == len(v)
+
+
+def test_sums_follow_reading_decoding_and_cutting(tiny_model, open_ice, rng) -> None:
+    ice = open_ice(tiny_model(SPEC), 2048, 64, cache=SMALL)
+    ice.eval(draw(rng, 700))
+    for cut in (None, 690, 500, 130, None):
+        if cut is not None:
+            ice.n_tokens = cut
+            ice.eval(draw(rng, 70))
+        feed(ice, draw(rng, 20))
+        sums_by_hand(ice)
+        ice._kv.check_integrity()
+
+
+def test_it_is_resident_whenever_something_was_left_out(tiny_model, open_ice, rng) -> None:
+    ice = open_ice(tiny_model(SPEC), 2048, 64, cache=SMALL)
+    ice.eval(draw(rng, 700))
+    for _ in range(5):
+        feed(ice, draw(rng, 3))
+        for cache in ice._kv.layers.values():
+            free = np.argwhere(cache.slots.token_in == 0)
+            assert (free[:, 0] == np.arange(2)).all() and (cache.selector.rest >= 0).all()
+            k, v, at = cache.device.rows(cache.slot_cells.astype(np.int64))
+            row = cache.pages.kv[:, cache.selector.rest_page]
+            for g, slot in free:
+                np.testing.assert_array_equal(k[at[slot], g], row[g, :32])
+                np.testing.assert_array_equal(v[at[slot], g], row[g, PAGE * 32 : PAGE * 32 + 32])
+
+
+@pytest.mark.parametrize("device", ["auto", "ggml"])
+def test_it_brings_decoding_closer_to_full_attention(
+    device, tiny_model, open_ice, open_stock, rng
+) -> None:
+    path, prompt, tokens = tiny_model(SPEC), draw(rng, 1500), draw(rng, 60)
+    stock = open_stock(path, 2048, 64, flash_attn=False)
+    stock.eval(prompt)
+    theirs, found = feed(stock, tokens), []
+    for remainder in (True, False):
+        config = replace(SMALL, remainder=remainder, device=device)
+        ice = open_ice(path, 2048, 64, cache=config)
+        ice.eval(prompt)
+        found.append(kld(theirs, feed(ice, tokens)).mean())
+    assert found[0] < found[1] / 2, found
+
+
+def test_it_is_the_same_after_a_state_or_a_cut(tiny_model, open_ice, rng) -> None:
+    path, prompt, tokens = tiny_model(SPEC), draw(rng, 600), draw(rng, 30)
+    ice = open_ice(path, 2048, 64, cache=SMALL)
+    ice.eval(prompt)
+    state, expected = ice.save_state(), feed(ice, tokens)
+    ice.load_state(state)
+    np.testing.assert_array_equal(expected, feed(ice, tokens))

@@ -20,6 +20,7 @@ SWA_PERIODS = {
     "exaone-moe": 4, "olmo2": 4, "mellum": 4, "plamo3": 8, "llama4": 4, "smallthinker": -4,
 }  # fmt: skip
 SWA_WINDOWS = {"gemma2": 4096, "exaone4": 4096, "smallthinker": 4096, "llama4": 8192}
+MOST_LAYERS = 512  # LLAMA_MAX_LAYERS of llama.cpp
 GEMMA3N_OWN = 20  # layers of gemma3n with K and V of their own
 SWA_IGNORED = {"phi3", "phimoe"}  # llama.cpp runs these with full attention
 
@@ -222,6 +223,11 @@ def _model_info(path: Path, arch: str, header: Header, sizes: list[tuple[str, in
     n_embd = int(get("embedding_length", 0))
     if n_layers < 1 or n_embd < 1:
         raise ModelFileError(f"{path} tells no layer count or width; download another file.")
+    if n_blocks > MOST_LAYERS:
+        raise ModelFileError(
+            f"{path} is damaged: it tells of {n_blocks} layers, and llama.cpp loads at most "
+            f"{MOST_LAYERS}; download it again."
+        )
     heads = _per_layer(get("attention.head_count"), n_layers)
     kv_heads = _per_layer(get("attention.head_count_kv", heads), n_layers)
     recurrent = _recurrent_layers(arch, get, kv_heads)

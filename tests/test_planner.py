@@ -237,6 +237,13 @@ def test_damaged_headers_never_raise_anything_else(tmp_path_factory, edits):
         assert info.n_layers >= 1 and info.token_bytes > 0
 
 
+def test_a_layer_count_that_no_memory_holds_is_refused(tmp_path):
+    path = tmp_path / "many.gguf"
+    write_header(path, block_count=3_590_324_228)
+    with pytest.raises(ModelFileError, match="3590324228 layers"):
+        read_model_info(path)
+
+
 def test_split_models_sum_up_their_parts(tmp_path):
     for part, tensors in ((1, 1), (2, 3)):
         write_header(

@@ -37,8 +37,8 @@ def main(log: Path, png: str) -> None:
     figure, (top, bottom) = plt.subplots(
         2, 1, figsize=(8, 6), sharex=True, height_ratios=(2, 1), layout="constrained"
     )
-    for task in tasks:
-        top.plot(*series(lines, task), label=task)
+    for i, task in enumerate(tasks):
+        top.plot(*series(lines, task), label=task, color=plt.colormaps["tab20"](i))
     for name in LOSSES:
         bottom.plot(*series(lines, name), label={"loss": "answers", "prose": "real text"}[name])
     for start in starts[1:]:
@@ -48,7 +48,7 @@ def main(log: Path, png: str) -> None:
     bottom.set_ylabel("loss, nats per token")
     bottom.set_xlabel("step")
     for axes in (top, bottom):
-        axes.legend(fontsize="small", ncols=2)
+        axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(png, dpi=120)
 
 

@@ -102,7 +102,7 @@ def test_list_show_verify_and_rm(run, document) -> None:
         run("ask", "--session", name, "--file", str(document), QUESTIONS[0])
     code, out, _ = run("sessions", "list")
     assert code == 0 and [line.split()[0] for line in out.splitlines()] == ["two", "one"]
-    assert "1 documents, 1 questions" in out and "retr-3m" in out
+    assert "1 documents, 1 questions" in out and "retr-5m" in out
     code, out, _ = run("sessions", "list", "--json")
     assert [session["name"] for session in json.loads(out)] == ["two", "one"]
     code, out, _ = run("sessions", "show", "one")

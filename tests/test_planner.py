@@ -84,7 +84,7 @@ def header(tmp_path: Path):
 
 def test_embedded_model_is_read_as_documented():
     info = read_model_info(embedded.model_path())
-    assert (info.architecture, info.name, info.n_layers) == ("qwen3", "retr-3m", 4)
+    assert (info.architecture, info.name, info.n_layers) == ("qwen3", "retr-5m", 6)
     assert (info.n_embd, info.n_ff, info.n_vocab, info.n_ctx_train) == (256, 512, 4096, 65536)
     shape = info.shape
     assert (shape.n_layers, shape.n_heads, shape.n_kv_heads) == (4, 4, 2)

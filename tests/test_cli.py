@@ -341,7 +341,7 @@ def test_plan_tells_what_a_model_takes(run):
     parts = ("weights", "cells", "host", "index", "compute", "program")
     assert data["total"] == sum(data[part] for part in parts)
     assert data["fits"] and data["max_n_ctx"] >= 32768
-    assert data["full_kv"] == 32768 * 2048
+    assert data["full_kv"] == 32768 * 3072
 
 
 def test_plan_names_the_largest_context_that_fits(run, monkeypatch):

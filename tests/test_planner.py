@@ -87,10 +87,10 @@ def test_embedded_model_is_read_as_documented():
     assert (info.architecture, info.name, info.n_layers) == ("qwen3", "retr-5m", 6)
     assert (info.n_embd, info.n_ff, info.n_vocab, info.n_ctx_train) == (256, 512, 4096, 65536)
     shape = info.shape
-    assert (shape.n_layers, shape.n_heads, shape.n_kv_heads) == (4, 4, 2)
+    assert (shape.n_layers, shape.n_heads, shape.n_kv_heads) == (6, 4, 2)
     assert (shape.head_dim_k, shape.head_dim_v) == (64, 64)
-    assert info.token_bytes == 4 * shape.token_bytes
-    assert 6_821_376 <= info.weight_bytes <= len(EMBEDDED)
+    assert info.token_bytes == 6 * shape.token_bytes
+    assert 9_191_424 <= info.weight_bytes <= len(EMBEDDED)
 
 
 def test_head_dim_and_kv_heads_default_to_those_of_the_query(header):

@@ -134,7 +134,8 @@ SHARED = {
         type=click.IntRange(min=0),
         default=0,
         show_default=True,
-        help="Layers behind one that searches which keep the tokens it found: faster, less exact.",
+        help="Layers behind one that searches which keep the tokens it found: faster, but measure "
+        "first what your model makes of it.",
     ),
     "threads": click.option(
         "--threads", type=click.IntRange(min=1), help="CPU threads; by default all cores."

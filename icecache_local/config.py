@@ -42,7 +42,8 @@ class CacheConfig:
         then not exact. By default it reads all.
     reuse_layers : int
         Layers behind one that searches which keep the tokens it has found, as IceCache(r) does
-        with 2: faster, and less exact. The first two layers always search.
+        with 2. The first two layers always search. Faster; how much less exact depends on the
+        model, and small ones can go astray: measure with `eval --policy full,icecache-r`.
     remainder : bool
         One slot of each KV head stands for the tokens that were scored and not chosen, see
         `remainder.py`; without it a decode step attends to chosen tokens alone, as the paper does.

@@ -7,7 +7,7 @@ value make up for that. The key is the least one with
 
 for the queries r of the group, in the sense of least squares; the value is the mean of all tokens'.
 The rest are the candidates that were scored exactly and not chosen: nothing is estimated, and no
-further key is read. In benchmarks the divergence from full KV falls to between a third and a fifth.
+further key is read. docs/results.md tells what it brings.
 """
 
 from __future__ import annotations

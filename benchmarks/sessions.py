@@ -307,7 +307,9 @@ def reference(
         bench = Bench(llm, folder)
         yield "saving all of it", bench.save_s, "s"
         with closing(llama_cpp.Llama(path, flash_attn=True, verbose=False, **options)) as stock:
-            fill_stock(stock, bench.n, 4, 2 * 64, np.random.default_rng(0))
+            shape = llm._kv.shape_of(0)
+            width = shape.n_kv_heads * shape.head_dim_k
+            fill_stock(stock, bench.n, shape.n_layers, width, np.random.default_rng(0))
             rows = list(reopening(bench, stock))
         yield from rows
         yield "reading against reopening, unread = 0", seconds / rows[1][1], "x"

@@ -125,7 +125,8 @@ def step_all(
     scale : float32
     tail : int32 array [n]
     limits : tuple of int
-        First forced and first excluded position, sink pages, elements of a key.
+        First forced and first excluded position, sink pages, elements of a key, the remainder's
+        page or -1, tokens in the sum of values.
     chosen, work : tuple
         `Selector.arrays`.
     slots : tuple

@@ -62,7 +62,7 @@ class DecodeStep:
             tail,
             (
                 *(cache.n_tokens - cache.window, real_from, cache.first_tail, shape.head_dim_k),
-                *(selector.rest_page, cache.n_values),
+                selector.rest_page,
             ),
             *selector.arrays,
             slots.arrays,
@@ -126,7 +126,7 @@ def step_all(
     tail : int32 array [n]
     limits : tuple of int
         First forced and first excluded position, sink pages, elements of a key, the remainder's
-        page or -1, tokens in the sum of values.
+        page or -1.
     chosen, work : tuple
         `Selector.arrays`.
     slots : tuple

@@ -16,7 +16,6 @@ from .follower import Follower
 from .host_pages import HostPages
 from .layer_tables import LayerTables
 from .mdci import MDCIndex
-from .remainder import ValueSum
 from .replacement import credit
 from .selection import Selector
 from .slots import SlotTable
@@ -80,7 +79,6 @@ class LayerCache(LayerTables):
         self._n_copies = -(-(len(cells) - config.sink) // PAGE)
         rest_page = self.first_copy + self._n_copies
         self.pages = HostPages(shape, rest_page + 1)
-        self.values = ValueSum(shape)
         self.index = MDCIndex(self.pages, self.first_leaf, config, layer)
         if config.ram_limit is not None:
             DiskTier(self.pages, self.first_leaf)
@@ -89,7 +87,7 @@ class LayerCache(LayerTables):
         has_rest = config.remainder and not softcap and shape.head_dim_v
         self.selector = Selector(
             *(self.pages, shape, len(self.slot_cells)),
-            *(rest_page if has_rest else -1, self.values),
+            rest_page if has_rest else -1,
         )
         self._admission = Admission(
             *(self.pages, self.first_leaf, self.first_copy),
@@ -173,7 +171,6 @@ class LayerCache(LayerTables):
             self.pages.ids,
             self.pages.fill,
         )
-        self.values.add(v, rows[max(0, self.config.sink - self.n_tokens) :])
         self.n_tokens += len(rows)
         n_old = (self.tail_len - self.window) // PAGE
         if n_old > 0:
@@ -219,11 +216,6 @@ class LayerCache(LayerTables):
         self.counters.selected_rows += self.slots.token_in.size
         self.counters.uploaded_rows += int(self.slots.n_miss.sum())
 
-    @property
-    def n_values(self) -> int:
-        """Tokens in `values`."""
-        return max(1, self.n_tokens - self.config.sink)
-
     def _load_in_stages(self, q: np.ndarray, scale: float, real_from: int) -> None:
         tokens, places = self.choose(q, scale, real_from)
         counters, start = self.counters, time.perf_counter_ns()
@@ -262,7 +254,6 @@ class LayerCache(LayerTables):
             excluded_from=real_from,
             log_mass=self.index.log_mass,
             n_sink_pages=self.first_tail,
-            n_values=self.n_values,
         )
         if tier is not None:
             credit(tier.importance, chosen[1], self.selector.weights)
@@ -302,16 +293,12 @@ class LayerCache(LayerTables):
         tier = self.pages.tier
         window_start = n_tokens - self.window
         if window_start >= self.tail_start:
-            _, v = self.rows(n_tokens, self.n_tokens)
-            self.values.add(v, np.arange(len(v)), -1)
             self._cut_tail(n_tokens)
         else:
             if tier is not None:
                 tier.fetch_all()
             k, v = self.rows(window_start, n_tokens)
             self.index.truncate(window_start)
-            pages = self.pages
-            self.values.count(pages.kv, pages.fill, self.first_leaf, self.shape.head_dim_k)
             self._start_tail(window_start)
             self.n_tokens = window_start
             self.append_rows(k, v, np.arange(self.window))

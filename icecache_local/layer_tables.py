@@ -26,7 +26,6 @@ class LayerTables:
             "n_pages": self.pages.n_pages.copy(),
             "tail": np.array([self.n_tokens, self.tail_start, self.ring_row]),
             "token_in": self.slots.token_in.copy(),
-            "values": self.values.total.copy(),
             "rows": self._slot_rows(),
         } | {f"index.{name}": array for name, array in self.index.state().items()}
 
@@ -64,13 +63,12 @@ class LayerTables:
             "n_pages": self.pages.n_pages,
             "tail": np.zeros(3, np.int64),
             "token_in": self.slots.token_in,
-            "values": self.values.total,
             "rows": self.pages.kv[:, : self._n_copies],
         } | {f"index.{name}": array for name, array in self.index.arrays().items()}
 
     def tables_in_place(self) -> dict[str, np.ndarray]:
         """Those arrays of `table_limits` of which `load_tables` takes a filled view as it is."""
-        small = ("n_pages", "tail", "token_in", "values", "rows", "index.n_pages", "index.meta")
+        small = ("n_pages", "tail", "token_in", "rows", "index.n_pages", "index.meta")
         return {name: a for name, a in self.table_limits().items() if name not in small}
 
     def load_tables(self, tables: dict[str, np.ndarray]) -> None:
@@ -82,7 +80,6 @@ class LayerTables:
         self.pages.n_pages[:] = tables["n_pages"]
         self.n_tokens, self.tail_start, self.ring_row = tables["tail"].tolist()
         self.slots.load(tables["token_in"])
-        self.values.total[:] = tables["values"]
         if "rows" in tables:
             copies = slice(self.first_copy, self.first_copy + self._n_copies)
             self.pages.kv[:, copies] = tables["rows"]

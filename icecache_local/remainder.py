@@ -1,81 +1,31 @@
 """The remainder: one row per KV head that stands for the tokens which were scored and not chosen.
 
 A softmax over the chosen tokens alone gives them the attention of all others too. One more key and
-value make up for that. The key is the least one with
+value make up for that. The rest are the candidates that were scored exactly and not chosen: nothing
+is estimated, and no further key is read. The value v is the mean of some of their values, drawn as
+often as they weigh in the whole group of query heads; weighed for query r alone the same ones have
+the mean v_r. The key is the least one with, in the sense of least squares,
 
-    scale * q_r . k = log(sum over the rest of exp(scale * q_r . k_i))
+    scale * q_r . k = log(a_r * sum over the rest of exp(scale * q_r . k_i))
+    a_r = 2 v . v_r / (v . v + v_r . v_r), at least 0
 
-for the queries r of the group, in the sense of least squares; the value is the mean of all tokens'.
-The rest are the candidates that were scored exactly and not chosen: nothing is estimated, and no
-further key is read. docs/results.md tells what it brings.
+so that the row weighs little for a query to which these tokens say something else than to the
+group. docs/results.md tells what it brings.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
-from .config import ModelShape
-from .half import FAST, dot, kernel, load, store, total_of
+from .half import FAST, ZERO, accumulate, dot, kernel, prefetch, store, total_of
+from .mdci.cluster import row_start
 
-FIXED = np.float32(2**24)  # f16 values are whole multiples of 1 / FIXED: their sums are exact
 LARGEST = np.float32(65504)  # f16
 LEAST_SHARE = np.float32(1e-6)  # of a query's attention: less makes no difference
 RIDGE = np.float32(1e-4)  # of the mean squared query: parallel queries that want different things
-
-
-class ValueSum:
-    """Sum of the values of a layer's tokens behind the sink, as whole numbers: no order matters.
-
-    Attributes
-    ----------
-    total : int64 array [G, Dv]
-        In units of 1 / FIXED. Infinities and NaN count as 0.
-    """
-
-    def __init__(self, shape: ModelShape) -> None:
-        self.total = np.zeros((shape.n_kv_heads, shape.head_dim_v), np.int64)
-
-    def add(self, v: np.ndarray, rows: np.ndarray, sign: int = 1) -> None:
-        """Add some of the rows of `v` (uint16 [n, G, Dv]), or with `sign` -1 take them away."""
-        if v.shape[2]:
-            _add_rows(np.ascontiguousarray(v).reshape(-1), rows, self.total, sign)
-
-    def count(self, kv: np.ndarray, fill: np.ndarray, first_page: int, dim_k: int) -> None:
-        """Begin anew with the tokens of the pages from `first_page` on."""
-        self.total[:] = 0
-        if self.total.shape[1]:
-            _add_pages(kv.reshape(len(kv), -1), fill, first_page, dim_k, self.total)
-
-
-@kernel()
-def _fixed(values, i):
-    value = load(values, i)
-    return np.int64(value * FIXED) if abs(value) <= LARGEST else np.int64(0)
-
-
-@kernel()
-def _add_rows(v, rows, total, sign):
-    heads, dim = total.shape
-    for row in rows:
-        for g in range(heads):
-            for d in range(dim):
-                total[g, d] += sign * _fixed(v, (row * heads + g) * dim + d)
-
-
-@kernel()
-def _add_pages_of(kv, fill, first_page, dim_k, total):
-    dim = total.shape[0]
-    for page in range(first_page, fill.shape[0]):
-        at = page * 16 * (dim_k + dim) + 16 * dim_k
-        for i in range(fill[page] * dim):
-            total[i % dim] += _fixed(kv, at + i)
-
-
-@kernel(parallel=True)
-def _add_pages(kv, fill, first_page, dim_k, total):
-    for g in prange(total.shape[0]):
-        _add_pages_of(kv[g], fill[g], first_page, dim_k, total[g])
+# Values to draw: some, and more the larger the share of the attention for which they stand.
+DRAWS, MORE_DRAWS = np.float32(64), np.float32(1024)
+_LINE = 32  # f16 elements of a cache line
 
 
 @kernel(fastmath=FAST)
@@ -98,7 +48,57 @@ def _solve(gram, n):
 
 
 @kernel()
-def write_remainder(kv, page, q, scale, scores, n, gram, total, n_values):
+def _draw(weights, n, n_draws, drawn, times):
+    """Draw `n_draws` of `n` rows, each as often as it weighs (systematic sampling).
+
+    Returns how many differ; `drawn` and `times` tell which, and how often.
+    """
+    step = total_of(weights, ZERO, n) / n_draws
+    if not step > 0:
+        return ZERO
+    edge, seen, n_drawn = step / 2, np.float32(0), ZERO
+    for i in range(n):
+        seen += weights[i]
+        if seen > edge:
+            count = np.floor((seen - edge) / step) + 1
+            edge += count * step
+            drawn[n_drawn], times[n_drawn] = i, count
+            n_drawn += 1
+    return n_drawn
+
+
+@kernel()
+def _ask_values(kv, rows, drawn, n, dim, dim_v):
+    """Prefetch the values of the rows drawn."""
+    for i in range(n):
+        start = row_start(rows[drawn[i]], 16 * (dim + dim_v), dim_v) + 16 * dim
+        for d in range(0, dim_v, _LINE):
+            prefetch(kv, start + d)
+
+
+@kernel()
+def _put_mean(kv, rows, drawn, times, n, dim, means, which):
+    """means[which] is the mean of the values of the `n` rows drawn, each counted `times`."""
+    dim_v, total = means.shape[1], total_of(times, ZERO, n)
+    flat, share = means.reshape(means.size), np.float32(1) / total if total > 0 else np.float32(0)
+    means[which] = 0
+    for i in range(n):
+        start = row_start(rows[drawn[i]], 16 * (dim + dim_v), dim_v) + 16 * dim
+        accumulate(flat, np.int64(which * dim_v), kv, start, dim_v, times[i] * share)
+
+
+@kernel()
+def _agreement(means, r):
+    """How far means[1 + r] is means[0]: 1 the same, 0 not at all."""
+    flat, dim = means.reshape(means.size), means.shape[1]
+    at = np.int64((1 + r) * dim)
+    both = dot(flat, ZERO, flat, ZERO, dim) + dot(flat, at, flat, at, dim)
+    shared = 2 * dot(flat, ZERO, flat, at, dim)
+    return shared / both if shared > 0 else np.float32(0)
+
+
+@kernel()
+def write_remainder(kv, page, q, scale, scores, weights, rows, n, space):
     """Write the remainder's key and value into the first row of a page.
 
     Parameters
@@ -108,31 +108,43 @@ def write_remainder(kv, page, q, scale, scores, n, gram, total, n_values):
     q : float32 array [group * Dk]
     scale : float32
     scores : float32 array [>= group, >= n]
-        exp(logit - top) of the tokens that are left, 0 for others.
+        exp(logit - top) of the tokens that are left, 0 for others; overwritten.
+    weights : float32 array [>= n]
+        The sum over the group of their softmax weights, 0 for others.
+    rows : int32 array [>= n]
+        Row numbers.
     n : int
-    gram : float32 array [group, group + 2]
-        The last two columns hold each query's top, and the sum of all its exp(logit - top).
-    total : int64 array [Dv]
-    n_values : int
-        See `ValueSum`: how many values it holds.
+    space : tuple of arrays
+        gram, float32 [group, group + 2], whose last two columns hold each query's top and the sum
+        of all its exp(logit - top); to work in, int32 and float32 [>= n], float32 [1 + group, Dv].
 
     Returns
     -------
     bool
-        False if there is no such row: every query is 0.
+        False if there is no such row: every query is 0, or all others weigh nothing.
     """
-    group, dim, dim_v = gram.shape[0], q.shape[0] // gram.shape[0], total.shape[0]
-    trace = np.float32(0)
+    gram, drawn, times, means = space
+    group, dim_v = gram.shape[0], means.shape[1]
+    dim = q.shape[0] // group
+    trace, most = np.float32(0), np.float32(0)
     for r in range(group):
-        top, mass = gram[r, group], gram[r, group + 1]
-        rest = max(total_of(scores[r], np.int64(0), n), LEAST_SHARE * mass)
-        gram[r, group] = top + np.log(rest)
         for s in range(r + 1):
             gram[r, s] = scale * scale * dot(q, np.int64(r * dim), q, np.int64(s * dim), dim)
         trace += gram[r, r]
+        most = max(most, total_of(scores[r], ZERO, n) / gram[r, group + 1])
     if not trace > 0:
         return False
+    n_drawn = _draw(weights, n, np.floor(DRAWS + MORE_DRAWS * most), drawn, times)
+    if n_drawn == 0:
+        return False
+    _ask_values(kv, rows, drawn, n_drawn, dim, dim_v)
+    _put_mean(kv, rows, drawn, times, n_drawn, dim, means, 0)
     for r in range(group):
+        rest, mass = total_of(scores[r], ZERO, n), gram[r, group + 1]
+        for i in range(n_drawn):  # i <= drawn[i]: nothing is overwritten too early
+            scores[r, i] = times[i] * scores[r, drawn[i]] / weights[drawn[i]]
+        _put_mean(kv, rows, drawn, scores[r], n_drawn, dim, means, 1 + r)
+        gram[r, group] += np.log(max(rest * _agreement(means, r), LEAST_SHARE * mass))
         gram[r, r] += RIDGE * trace / np.float32(group)
     _solve(gram, group)
     at = page * 16 * (dim + dim_v)
@@ -142,8 +154,7 @@ def write_remainder(kv, page, q, scale, scores, n, gram, total, n_values):
             value += scale * gram[r, group] * q[r * dim + d]
         store(kv, at + d, min(max(value, -LARGEST), LARGEST))
     at += 16 * dim
-    share = 1 / (np.float64(FIXED) * n_values)
     for d in range(dim_v):
-        value = np.float32(total[d] * share)
+        value = means[0, d] if means[0, d] == means[0, d] else np.float32(0)
         store(kv, at + d, min(max(value, -LARGEST), LARGEST))
     return True

@@ -11,7 +11,7 @@ from .host_pages import HostPages
 from .mdci.best import take_best
 from .mdci.cluster import row_start
 from .mdci.errors import IndexInputError, TooFewTokensError
-from .remainder import ValueSum, write_remainder
+from .remainder import write_remainder
 
 _LINE = 32  # f16 elements of a cache line
 _AHEAD = 32  # rows asked for before they are needed
@@ -33,8 +33,6 @@ class Selector:
         Tokens to choose per KV head, at least 1.
     rest_page : int
         A page whose first row may be written, see `remainder`; -1: none.
-    values : ValueSum, optional
-        Needed for that.
 
     Attributes
     ----------
@@ -42,7 +40,8 @@ class Selector:
         Attention mass of each chosen token, summed over the group, after `select`.
     rest : int32 array [G]
         Place of the remainder's row, which should be resident instead of the last chosen token;
-        that is then the one with the least mass. -1 where every token that was scored is chosen.
+        that is then the one with the least mass. -1 where there is none: every token that was
+        scored is chosen, or the others weigh nothing.
     """
 
     def __init__(
@@ -51,7 +50,6 @@ class Selector:
         shape: ModelShape,
         n_slots: int,
         rest_page: int = -1,
-        values: ValueSum | None = None,
     ) -> None:
         if n_slots < 1:
             raise IndexInputError(f"n_slots is {n_slots}; at least 1 token must be chosen.")
@@ -61,15 +59,16 @@ class Selector:
         self.places = np.zeros((heads, n_slots), np.int32)
         self.weights = np.zeros((heads, n_slots), np.float32)
         self.rest = np.full(heads, -1, np.int32)
-        self.rest_page, self._values = rest_page, (values or ValueSum(shape)).total
+        self.rest_page = rest_page
         self._seen = np.zeros((heads, 2), np.int32)
         self._gram = np.zeros((heads, shape.group, shape.group + 2), np.float32)
+        self._means = np.zeros((heads, 1 + shape.group, shape.head_dim_v), np.float32)
         self._unknown = np.full(shape.n_heads, -np.inf, np.float32)
         self._reserve(PAGE)
 
     def _reserve(self, n_rows: int) -> None:
         heads = self.shape.n_kv_heads
-        self._int = np.zeros((heads, 2, n_rows), np.int32)
+        self._int = np.zeros((heads, 3, n_rows), np.int32)
         self._float = np.zeros((heads, self.shape.group + 2, n_rows), np.float32)
 
     def select(
@@ -82,7 +81,6 @@ class Selector:
         excluded_from: int,
         n_sink_pages: int = 0,
         log_mass: np.ndarray | None = None,
-        n_values: int = 0,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Choose `n_slots` distinct tokens per KV head.
 
@@ -105,8 +103,6 @@ class Selector:
             Logarithm of the sum of exp(scale * q.k) over all tokens that the candidates come
             from, see `MDCIndex.log_mass`. Without it, those that are no candidates count for
             nothing, which favours the head of a group that looks at many tokens.
-        n_values : int
-            Tokens in the sum of values; for the remainder alone.
 
         Returns
         -------
@@ -148,7 +144,7 @@ class Selector:
             candidates,
             (self._unknown if log_mass is None else log_mass).reshape(heads, -1),
             tail_pages,
-            (forced_from, excluded_from, n_sink_pages, dim, self.rest_page, n_values),
+            (forced_from, excluded_from, n_sink_pages, dim, self.rest_page),
             chosen,
             work,
         )
@@ -165,7 +161,7 @@ class Selector:
     def arrays(self) -> tuple[tuple[np.ndarray, ...], ...]:
         """What `select_head` writes: its results and its work space."""
         chosen = self.tokens, self.places, self.weights, self._seen, self.rest
-        return chosen, (self._int, self._float, self._gram, self._values)
+        return chosen, (self._int, self._float, self._gram, self._means)
 
     def check(self) -> None:
         """Raise TooFewTokensError where the last selection could not fill the slots."""
@@ -238,7 +234,7 @@ def select_head(all_pages, g, q, scale, candidates, log_mass, tail, limits, chos
     tokens, places = chosen[0][g], chosen[1][g]
     weights, seen = chosen[2][g], chosen[3][g]
     rows, picked, scores = space[0][g, 0], space[0][g, 1], space[1][g]
-    forced_from, excluded_from, n_sink_pages, dim, rest_page, n_values = limits
+    forced_from, excluded_from, n_sink_pages, dim, rest_page = limits
     width, group = kv.shape[0] // fill.shape[0], scores.shape[0] - 2
     rest, gram = chosen[4], space[2][g]
     rest[g] = -1
@@ -289,20 +285,23 @@ def select_head(all_pages, g, q, scale, candidates, log_mass, tail, limits, chos
     if wanted <= 0:
         return
     n_best = take_best(total, rows, n_open, wanted, picked, work)
-    if rest_page >= 0 and n_open > wanted:
+    has_rest = rest_page >= 0 and n_open > wanted
+    if has_rest:
         _leave_least_for_last(total, picked, n_best)
-        for i in range(n_best - 1):
-            for r in range(group):
-                scores[r, picked[i]] = 0
-        values = space[3][g]
-        if write_remainder(kv, rest_page, q[g], scale, scores, n_open, gram, values, n_values):
-            rest[g] = rest_page * 16
     for i in range(n_best):
         prefetch(ids, np.int64(rows[picked[i]]))
+        weights[n_out + i] = total[picked[i]]
+    if has_rest:
+        for i in range(n_best - 1):
+            total[picked[i]] = 0
+            for r in range(group):
+                scores[r, picked[i]] = 0
+        drawing = gram, space[0][g, 2], work, space[3][g]
+        if write_remainder(kv, rest_page, q[g], scale, scores, total, rows, n_open, drawing):
+            rest[g] = rest_page * 16
     for i in range(n_best):
         row = np.int64(rows[picked[i]])
         tokens[n_out], places[n_out] = ids[row >> 4, row & 15] - 1, row
-        weights[n_out] = total[picked[i]]
         n_out += 1
 
 

@@ -93,6 +93,7 @@ def _layout(page: Page) -> dict[str, gr.blocks.Block]:
     p: dict[str, Any] = {}
     p["chat_id"] = gr.BrowserState(None, storage_key="icecache-local", secret="icecache-local")
     p["pending"] = gr.State("")
+    p["shown"] = gr.Textbox(visible="hidden")  # the documents that the page last showed
     # Hidden, not absent: the browser makes the exported file from them.
     p["export_name"], p["export_text"] = (gr.Textbox(visible="hidden") for _ in range(2))
     with gr.Sidebar(width=290, elem_id="ice-side"):
@@ -249,7 +250,7 @@ def _wire(blocks: gr.Blocks, page: Page, p: dict[str, Any]) -> None:
     for done in (
         on(p["files"].upload, page.add_files, [p["files"], key], **MODEL),
         # Not `input`: the x that clears all of them only changes the value.
-        on(p["documents"].change, page.set_documents, [p["documents"], key], **MODEL),
+        on(p["documents"].change, page.set_documents, [p["documents"], p["shown"], key], **MODEL),
         on(p["sample"].click, page.sample, [key], **MODEL),
     ):
         on(done.then, saved.show, [p["saved"], key])  # the library may have a text more

@@ -66,6 +66,7 @@ class Page:
                 choices=[(self._label(key), key) for key in self.store.documents()],
                 value=chat.documents,
             ),
+            "shown": " ".join(chat.documents),
             "context": self._context(chat),
             "again": gr.update(interactive=bool(chat.turns)),
             "more": gr.update(interactive=bool(chat.turns)),
@@ -214,14 +215,21 @@ class Page:
             "notice": message,
         }
 
-    def set_documents(self, request: gr.Request, keys: list[str], key: str) -> Iterator[Updates]:
-        """Remove documents from the chat, or add some that are known."""
-        chat = self.store.get(key)
-        if keys == chat.documents:  # the page shows what the chat holds: nothing was chosen
+    def set_documents(
+        self, request: gr.Request, keys: list[str], shown: str, key: str
+    ) -> Iterator[Updates]:
+        """Remove documents from the chat, or add some that are known.
+
+        The event comes for what the page shows by itself too, and it may have waited while a
+        file was dropped: what counts is how `keys` differ from the documents then `shown`.
+        """
+        chat, before = self.store.get(key), shown.split()
+        removed = set(before) - set(keys)
+        added = [k for k in keys if k not in before]
+        if not removed and not added:
             yield {"documents": gr.skip()}
             return
-        added = [k for k in keys if k not in chat.documents]
-        chat.documents = [k for k in chat.documents if k in keys]
+        chat.documents = [k for k in chat.documents if k not in removed]
         yield from self._add(chat, added, [], request.session_hash)
 
     def sample(self, request: gr.Request, key: str) -> Iterator[Updates]:

@@ -14,7 +14,7 @@ from xxhash import xxh3_64, xxh3_64_intdigest
 
 from ..errors import SessionDamagedError, SessionError
 
-VERSION = 3
+VERSION = 4
 ADVICE = "remove the session and read the text again"
 _FRAME = struct.Struct("<8sIIQQ")  # magic, version, zero, bytes of the payload, their checksum
 MAGIC = b"ICELOCAL"

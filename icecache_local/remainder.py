@@ -24,7 +24,7 @@ LARGEST = np.float32(65504)  # f16
 LEAST_SHARE = np.float32(1e-6)  # of a query's attention: less makes no difference
 RIDGE = np.float32(1e-4)  # of the mean squared query: parallel queries that want different things
 # Values to draw: some, and more the larger the share of the attention for which they stand.
-DRAWS, MORE_DRAWS = np.float32(64), np.float32(1024)
+DRAWS, MORE_DRAWS = np.float32(64), np.float32(512)
 _LINE = 32  # f16 elements of a cache line
 
 

@@ -51,12 +51,20 @@ def _solve(gram, n):
 def _draw(weights, n, n_draws, drawn, times):
     """Draw `n_draws` of `n` rows, each as often as it weighs (systematic sampling).
 
-    Returns how many differ; `drawn` and `times` tell which, and how often.
+    If there are no more rows than that, each of them counts exactly. Returns how many differ;
+    `drawn` and `times` tell which, and how much each counts.
     """
+    n_drawn = ZERO
+    if n <= n_draws:
+        for i in range(n):
+            if weights[i] > 0:
+                drawn[n_drawn], times[n_drawn] = i, weights[i]
+                n_drawn += 1
+        return n_drawn
     step = total_of(weights, ZERO, n) / n_draws
     if not step > 0:
         return ZERO
-    edge, seen, n_drawn = step / 2, np.float32(0), ZERO
+    edge, seen = step / 2, np.float32(0)
     for i in range(n):
         seen += weights[i]
         if seen > edge:

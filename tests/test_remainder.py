@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from random import Random
 
 import numpy as np
 import pytest
@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from test_exactness import draw, feed, kld
 from tiny_models import TinySpec
 
-from icecache_local import CacheConfig
+from icecache_local import CacheConfig, embedded
 from icecache_local.config import PAGE, ModelShape
 from icecache_local.host_pages import HostPages
 from icecache_local.remainder import DRAWS, MORE_DRAWS, _draw
 from icecache_local.selection import Selector
+from icecache_local.texts import collapse, stdlib_texts
 
 SPEC = TinySpec("qwen3", n_layers=3, d=128, n_heads=4, n_kv_heads=2, head_dim=32, dtype="f32")
 SMALL = CacheConfig(budget=64, candidate_pages=64)
@@ -67,7 +68,7 @@ def test_it_stands_for_all_others(seed, group, n, with_tail) -> None:
         weights = np.exp(logits.astype(np.float64))
         left = np.setdiff1d(np.arange(excluded), tokens[g, :-1])
         shares = (weights / weights.sum(1, keepdims=True))[:, left]
-        counts = drawn_counts(shares.sum(0), shares.sum(1).max())
+        counts = drawn_counts(shares.sum(0), shares.sum(1).max(), min(forced, excluded))
         values = rows[g, left, 1].astype(np.float64)
         mean = counts @ values / counts.sum()
         np.testing.assert_allclose(kv[g, PAGE * 32 : PAGE * 32 + 32], mean, atol=0.05)
@@ -80,9 +81,11 @@ def test_it_stands_for_all_others(seed, group, n, with_tail) -> None:
         np.testing.assert_allclose(found[clear], np.log(rest)[clear], atol=0.1)
 
 
-def drawn_counts(weights: np.ndarray, share: float) -> np.ndarray:
-    """How often each row is drawn; the plain version."""
+def drawn_counts(weights: np.ndarray, share: float, n_open: int) -> np.ndarray:
+    """How much each row counts; the plain version."""
     n = np.floor(DRAWS + MORE_DRAWS * share)
+    if n_open <= n:
+        return weights
     ends = np.cumsum(weights) / weights.sum() * n - 0.5
     return np.diff(np.ceil(np.maximum(ends, 0)), prepend=0)
 
@@ -132,9 +135,13 @@ def test_rows_are_drawn_as_often_as_they_weigh(seed, n) -> None:
         assert n_drawn == 0
         return
     drawn, times = drawn[:n_drawn], times[:n_drawn]
-    assert times.sum() == DRAWS and (np.diff(drawn) > 0).all() and (times >= 1).all()
+    assert (np.diff(drawn) > 0).all()
     counts = np.zeros(n)
     counts[drawn] = times
+    if n <= DRAWS:
+        np.testing.assert_array_equal(counts, weights)
+        return
+    assert times.sum() == DRAWS and (times == times.astype(int)).all()
     np.testing.assert_array_less(np.abs(counts - weights / weights.sum() * DRAWS), 1.01)
 
 
@@ -154,19 +161,20 @@ def test_it_is_resident_whenever_something_was_left_out(tiny_model, open_ice, rn
 
 
 @pytest.mark.parametrize("device", ["auto", "ggml"])
-def test_it_brings_decoding_closer_to_full_attention(
-    device, tiny_model, open_ice, open_stock, rng
-) -> None:
-    path, prompt, tokens = tiny_model(SPEC), draw(rng, 1500), draw(rng, 60)
-    stock = open_stock(path, 2048, 64, flash_attn=False)
+def test_it_brings_decoding_closer_to_full_attention(device, open_ice, open_stock) -> None:
+    """With a model that has learned, on text: random weights attend to nothing in particular."""
+    path, text = embedded.model_path(), collapse(" ".join(stdlib_texts(Random(3))))[:20000]
+    stock = open_stock(path, 2560, 64, flash_attn=False)
+    tokens = stock.tokenize(text.encode())[:2100]
+    prompt, tokens = tokens[:2000], tokens[2000:]
     stock.eval(prompt)
     theirs, found = feed(stock, tokens), []
     for remainder in (True, False):
-        config = replace(SMALL, remainder=remainder, device=device)
-        ice = open_ice(path, 2048, 64, cache=config)
+        config = CacheConfig(budget=64, remainder=remainder, device=device)
+        ice = open_ice(path, 2560, 64, cache=config)
         ice.eval(prompt)
         found.append(kld(theirs, feed(ice, tokens)).mean())
-    assert found[0] < found[1] / 2, found
+    assert found[0] < found[1] / 8, found
 
 
 def test_it_is_the_same_after_a_state_or_a_cut(tiny_model, open_ice, rng) -> None:

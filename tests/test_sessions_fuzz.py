@@ -37,8 +37,9 @@ def mutate(rng: np.random.Generator, folder: Path) -> str:
     """Damage one file; what was done, in words."""
     files = files_of(folder)
     path = files[rng.integers(len(files))]
-    data, kind = bytearray(path.read_bytes()), int(rng.integers(7))
-    at = int(rng.integers(len(data)))
+    data = bytearray(path.read_bytes())
+    kind = int(rng.integers(7)) if data else 3  # cut to nothing before: only more can come
+    at = int(rng.integers(max(1, len(data))))
     if kind == 0:
         data[at] ^= 1 << int(rng.integers(8))
     elif kind == 1:

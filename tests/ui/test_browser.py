@@ -229,7 +229,12 @@ def test_a_second_question_reads_nothing_again(page) -> None:
 
 
 def test_regenerate_and_edit(page) -> None:
+    before = page.locator("#ice-meters").inner_text()
     page.get_by_role("button", name="Regenerate").click()
+    # The answer is the same; its speed is not, and comes with the last update.
+    expect(page.locator("#ice-meters")).not_to_have_text(
+        before, use_inner_text=True, timeout=20 * SECONDS
+    )
     expect_answer(page, OTHER.code, 3, timeout=15 * SECONDS)
     page.locator("#ice-chat .user-row, #ice-chat .user").last.hover()
     page.get_by_role("button", name="Edit", exact=True).last.click()
@@ -359,6 +364,7 @@ def test_dark_mode(browser, address, page) -> None:
 def test_stop_continue_and_a_waiting_tab(browser, address, page, tiny_model) -> None:
     """A random model that never ends its answer is stopped; another tab waits for it."""
     page.get_by_role("button", name="New chat").click()
+    expect(page.locator("#ice-chat [data-testid=bot]")).to_have_count(0, timeout=10 * SECONDS)
     page.get_by_role("button", name="Model").click()
     path = tiny_model(TinySpec("qwen3"))
     page.get_by_label("GGUF file").fill(str(path))

@@ -75,11 +75,17 @@ def _draw(weights, n, n_draws, drawn, times):
     return n_drawn
 
 
+@kernel(inline="always")
+def _value_start(row, dim, dim_v):
+    """Index of the first element of a row's value; `row_start` is that of its key."""
+    return row_start(row, 16 * (dim + dim_v), dim_v) + 16 * dim
+
+
 @kernel()
 def _ask_values(kv, rows, drawn, n, dim, dim_v):
     """Prefetch the values of the rows drawn."""
     for i in range(n):
-        start = row_start(rows[drawn[i]], 16 * (dim + dim_v), dim_v) + 16 * dim
+        start = _value_start(rows[drawn[i]], dim, dim_v)
         for d in range(0, dim_v, _LINE):
             prefetch(kv, start + d)
 
@@ -91,7 +97,7 @@ def _put_mean(kv, rows, drawn, times, n, dim, means, which):
     flat, share = means.reshape(means.size), np.float32(1) / total if total > 0 else np.float32(0)
     means[which] = 0
     for i in range(n):
-        start = row_start(rows[drawn[i]], 16 * (dim + dim_v), dim_v) + 16 * dim
+        start = _value_start(rows[drawn[i]], dim, dim_v)
         accumulate(flat, np.int64(which * dim_v), kv, start, dim_v, times[i] * share)
 
 
@@ -124,7 +130,8 @@ def write_remainder(kv, page, q, scale, scores, weights, rows, n, space):
     n : int
     space : tuple of arrays
         gram, float32 [group, group + 2], whose last two columns hold each query's top and the sum
-        of all its exp(logit - top); to work in, int32 and float32 [>= n], float32 [1 + group, Dv].
+        of all its exp(logit - top) and are overwritten; to work in, int32 and float32 [>= n],
+        float32 [1 + group, Dv].
 
     Returns
     -------
@@ -139,7 +146,10 @@ def write_remainder(kv, page, q, scale, scores, weights, rows, n, space):
         for s in range(r + 1):
             gram[r, s] = scale * scale * dot(q, np.int64(r * dim), q, np.int64(s * dim), dim)
         trace += gram[r, r]
-        most = max(most, total_of(scores[r], ZERO, n) / gram[r, group + 1])
+        mass = gram[r, group + 1]
+        share = total_of(scores[r], ZERO, n) / mass
+        gram[r, group], gram[r, group + 1] = gram[r, group] + np.log(mass), share
+        most = max(most, share)
     if not trace > 0:
         return False
     n_drawn = _draw(weights, n, np.floor(DRAWS + MORE_DRAWS * most), drawn, times)
@@ -148,11 +158,11 @@ def write_remainder(kv, page, q, scale, scores, weights, rows, n, space):
     _ask_values(kv, rows, drawn, n_drawn, dim, dim_v)
     _put_mean(kv, rows, drawn, times, n_drawn, dim, means, 0)
     for r in range(group):
-        rest, mass = total_of(scores[r], ZERO, n), gram[r, group + 1]
         for i in range(n_drawn):  # i <= drawn[i]: nothing is overwritten too early
             scores[r, i] = times[i] * scores[r, drawn[i]] / weights[drawn[i]]
         _put_mean(kv, rows, drawn, scores[r], n_drawn, dim, means, 1 + r)
-        gram[r, group] += np.log(max(rest * _agreement(means, r), LEAST_SHARE * mass))
+        share = gram[r, group + 1] * _agreement(means, r)
+        gram[r, group] += np.log(max(share, LEAST_SHARE))
         gram[r, r] += RIDGE * trace / np.float32(group)
     _solve(gram, group)
     at = page * 16 * (dim + dim_v)

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from handlers import Request, run
 from icecache_local_ui.chats import Chat, ChatStore
 from icecache_local_ui.engine import Engine
 from icecache_local_ui.page import Page
 
 from icecache_local.conversation import Document
-
-
-class Request:
-    """What Gradio hands to a handler."""
-
-    session_hash = "tab"
 
 
 @pytest.fixture
@@ -37,8 +32,7 @@ def add(page: Page, name: str) -> str:
 
 def choose(page: Page, chat: Chat, keys: list[str], shown: list[str]) -> list[str]:
     """Let the list show `keys` where it showed others before; the chat's documents then."""
-    for _ in page.set_documents(Request(), keys, " ".join(shown), chat.id):
-        pass
+    run(page.set_documents(Request(), keys, " ".join(shown), chat.id))
     return page.store.get(chat.id).documents
 
 

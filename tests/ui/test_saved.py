@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from handlers import Request, run
 from icecache_local_ui.chats import ChatStore, Turn
 from icecache_local_ui.engine import Engine
 from icecache_local_ui.events import Meters, Reading
@@ -20,12 +21,6 @@ N_CTX = 4096
 STATEMENT = embedded.statement("Orson Jungle", "543121")
 QUESTION = embedded.question("Orson Jungle")
 TEXT = "It was a dark night in the old town. " * 150 + STATEMENT + " Nobody slept there. " * 90
-
-
-class Request:
-    """What Gradio hands to a handler."""
-
-    session_hash = "tab"
 
 
 @pytest.fixture
@@ -45,14 +40,6 @@ def begun(page: Page):
     chat.turns = [Turn(QUESTION, "543121")]
     page.store.save(chat)
     return chat
-
-
-def run(events) -> dict:
-    """All updates of a handler, the later ones over the earlier ones."""
-    merged: dict = {}
-    for updates in events:
-        merged |= updates
-    return merged
 
 
 def reads(page: Page, conversation: Conversation) -> int:

@@ -1,0 +1,17 @@
+"""Calling the page's handlers as Gradio does."""
+
+from __future__ import annotations
+
+
+class Request:
+    """What Gradio hands to a handler."""
+
+    session_hash = "tab"
+
+
+def run(events) -> dict:
+    """All updates of a handler, the later ones over the earlier ones."""
+    merged: dict = {}
+    for updates in events:
+        merged |= updates
+    return merged

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import os
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ import gradio as gr  # noqa: E402
 from .chats import Sampling  # noqa: E402
 from .page import EMBEDDED, Page  # noqa: E402
 from .saved import SavedPanel  # noqa: E402
+from .tabs import Tabs  # noqa: E402
 
 HERE = Path(__file__).parent
 FILES = [
@@ -25,6 +23,7 @@ FILES = [
     ".kt", ".cs", ".rb", ".php", ".swift", ".sh", ".sql", ".lua", ".r", ".jl", ".css", ".srt",
 ]  # fmt: skip
 MODEL = {"concurrency_id": "model", "concurrency_limit": 1}  # one after another, for all tabs
+MANY = MODEL | {"trigger_mode": "multiple"}  # also while another chat of the tab waits for its own
 QUIET = {"show_progress": "hidden"}
 WELCOME = (
     "### Chat with a whole book\nDrop documents on the right, or take the sample text, then ask. "
@@ -92,8 +91,8 @@ def _layout(page: Page) -> dict[str, gr.blocks.Block]:
     """Make all components, by the names that `Page` uses for them."""
     p: dict[str, Any] = {}
     p["chat_id"] = gr.BrowserState(None, storage_key="icecache-local", secret="icecache-local")
-    p["pending"] = gr.State("")
     p["shown"] = gr.Textbox(visible="hidden")  # the documents that the page last showed
+    p["pending"] = gr.Textbox(visible="hidden")  # the question that was just asked
     # Hidden, not absent: the browser makes the exported file from them.
     p["export_name"], p["export_text"] = (gr.Textbox(visible="hidden") for _ in range(2))
     with gr.Sidebar(width=290, elem_id="ice-side"):
@@ -218,18 +217,20 @@ def _wire(blocks: gr.Blocks, page: Page, p: dict[str, Any]) -> None:
     """Connect events with methods."""
     everything = [p[name] for name in p if name != "files"] + [p["files"]]
     settings = [p[name] for name in ("system", *Sampling.__dataclass_fields__)]
-    key = p["chat_id"]
+    key, tabs = p["chat_id"], Tabs(p)
+    blocks.unload(tabs.forget)
 
     def on(trigger: Callable, method: Callable, inputs: list, **options: Any) -> Any:
         return trigger(
-            _named(method, p), inputs, everything, api_visibility="private", **QUIET, **options
+            tabs.handler(method), inputs, everything, api_visibility="private", **QUIET, **options
         )
 
     def to_look(done: Any) -> None:
         """Turn to what an answer looked at once it is there."""
-        done.then(_named(page.tab, p), [key], [p["tabs"]], api_visibility="private", **QUIET).then(
-            None, js="() => window.icecacheBest()"
+        turned = done.then(
+            tabs.handler(page.tab), [key], [p["tabs"]], api_visibility="private", **QUIET
         )
+        turned.then(None, js="() => window.icecacheBest()")
 
     saved = SavedPanel(page)
     for done in (
@@ -248,20 +249,20 @@ def _wire(blocks: gr.Blocks, page: Page, p: dict[str, Any]) -> None:
     on(p["chatbot"].select, page.show_look, [key])
 
     for done in (
-        on(p["files"].upload, page.add_files, [p["files"], key], **MODEL),
+        on(p["files"].upload, page.add_files, [p["files"], key], **MANY),
         # Not `input`: the x that clears all of them only changes the value.
         on(p["documents"].change, page.set_documents, [p["documents"], p["shown"], key], **MODEL),
-        on(p["sample"].click, page.sample, [key], **MODEL),
+        on(p["sample"].click, page.sample, [key], **MANY),
     ):
         on(done.then, saved.show, [p["saved"], key])  # the library may have a text more
     for trigger in (p["cancel"].click, p["box"].stop):
         trigger(page.stop, None, None, queue=False, api_visibility="private", **QUIET)
 
     begun = on(p["box"].submit, page.begin, [p["box"], key], queue=False)
-    to_look(on(begun.then, page.ask, [p["pending"], key, *settings], **MODEL))
-    to_look(on(p["again"].click, page.again, [key, *settings], **MODEL))
-    to_look(on(p["more"].click, page.more, [key, *settings], **MODEL))
-    to_look(on(p["chatbot"].edit, page.edit, [key, *settings], **MODEL))
+    to_look(on(begun.then, page.ask, [p["pending"], key, *settings], **MANY))
+    to_look(on(p["again"].click, page.again, [key, *settings], **MANY))
+    to_look(on(p["more"].click, page.more, [key, *settings], **MANY))
+    to_look(on(p["chatbot"].edit, page.edit, [key, *settings], **MANY))
 
     on(p["saved_open"].click, saved.open, [p["saved"]], **MODEL)
     on(p["saved_delete"].click, saved.ask_delete, [p["saved"]])
@@ -273,27 +274,5 @@ def _wire(blocks: gr.Blocks, page: Page, p: dict[str, Any]) -> None:
     on(p["model"].input, page.propose, [p["model"], p["budget"]])
     for trigger in (blocks.load, p["n_ctx"].change, p["budget"].release):
         on(trigger, page.plan, chosen)
-    on(p["load"].click, page.load, [*chosen, key], **MODEL)
-
-
-def _named(method: Callable, parts: dict[str, Any]) -> Callable:
-    """Let a method's updates go to components by name."""
-
-    def by_part(updates: dict[str, Any]) -> dict[Any, Any]:
-        return {parts[name]: update for name, update in updates.items()}
-
-    if inspect.isgeneratorfunction(method):
-
-        @functools.wraps(method)
-        def run(*args: Any) -> Iterator[dict[Any, Any]]:
-            with closing(method(*args)) as all_updates:
-                for updates in all_updates:
-                    yield by_part(updates)
-
-    else:
-
-        @functools.wraps(method)
-        def run(*args: Any) -> dict[Any, Any]:
-            return by_part(method(*args))
-
-    return run
+    loaded = on(p["load"].click, page.load, chosen, **MODEL)
+    on(loaded.then, page.refresh, [key])

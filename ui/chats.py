@@ -115,6 +115,7 @@ class ChatStore:
         for name in ("chats", "documents"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         self._chats: dict[str, Chat] = {}
+        self._deleted: set[str] = set()
         self._documents: dict[str, Document] = {}
         for path in (folder / "chats").glob("*.json"):
             try:
@@ -146,17 +147,24 @@ class ChatStore:
         return chat
 
     def save(self, chat: Chat) -> None:
-        """Keep a chat."""
+        """Keep a chat, unless it has been deleted."""
         chat.used = time.time()
         with self._lock:
+            if self.is_deleted(chat):
+                return
             self._chats[chat.id] = chat
             _write(self.folder / "chats" / f"{chat.id}.json", json.dumps(asdict(chat)))
 
     def delete(self, key: str) -> None:
         """Forget a chat."""
         with self._lock:
+            self._deleted.add(key)
             self._chats.pop(key, None)
             (self.folder / "chats" / f"{key}.json").unlink(missing_ok=True)
+
+    def is_deleted(self, chat: Chat) -> bool:
+        """Whether a chat was deleted, perhaps while it was being answered."""
+        return chat.id in self._deleted
 
     # -- documents -----------------------------------------------------------------------------
 

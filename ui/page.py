@@ -104,18 +104,24 @@ class Page:
 
     # -- chats ---------------------------------------------------------------------------------
 
-    def open(self, key: str | None) -> Updates:
+    def open(self, wanted: str | None) -> Updates:
         """Show a chat: the browser's last one when the page is loaded."""
-        chat = self.store.get(key)
+        chat = self.store.get(wanted)
         if not chat.turns:
             chat.sampling.temperature = self.temperature
         return {
             **self.view(chat),
             **self.settings(chat),
             **self.head(),
+            **idle(),
+            "cancel": gr.update(visible=False),
             "notice": "",
-            "box": gr.update(submit_btn=True, stop_btn=False),
         }
+
+    def refresh(self, key: str) -> Updates:
+        """Show a chat as the model sees it that was loaded just now."""
+        shown = self.open(key)
+        return {name: shown[name] for name in shown if name not in ("notice", "cancel", *idle())}
 
     def head(self) -> Updates:
         """Name of the model."""
@@ -307,18 +313,13 @@ class Page:
     def _answer(
         self, chat: Chat, index: int, question: str, partial: str, settings: tuple, owner: str
     ) -> Iterator[Updates]:
-        idle = {"box": gr.update(submit_btn=True, stop_btn=False), "reading": ""}
         if not question.strip() or index < 0:
-            yield idle
+            yield idle()
             return
         chat.system, chat.sampling = settings[0], Sampling(*settings[1:])
         turn, kept, message = Turn(question.strip(), partial), chat.turns[index:], ""
         chat.turns[index:] = [turn]
-        yield {
-            "box": gr.update(value="", submit_btn=False, stop_btn=True),
-            "chatbot": chat.messages(),
-            "notice": "",
-        }
+        yield {**busy(), "chatbot": chat.messages(), "notice": ""}
         try:
             yield from self._stream(chat, turn, index, owner)
         except (IceCacheError, MemoryError) as error:
@@ -327,9 +328,10 @@ class Page:
             if not turn.answer:  # nothing was said: what was there stays, the question comes back
                 chat.turns[index:] = kept
             self.store.save(chat)
+        updates = {**self.view(chat), **idle(), "notice": message}
         if not turn.answer and not kept:
-            idle["box"] = gr.update(value=question, submit_btn=True, stop_btn=False)
-        yield {**self.view(chat), **idle, "notice": message}
+            updates["box"] = gr.update(value=question, submit_btn=True, stop_btn=False)
+        yield updates
 
     def _stream(self, chat: Chat, turn: Turn, index: int, owner: str) -> Iterator[Updates]:
         conversation = self.store.conversation(chat, index, self.engine.is_embedded)
@@ -341,13 +343,15 @@ class Page:
         )
         shown = 0.0
         for event in events:
+            if self.store.is_deleted(chat):
+                events.close()
+                return
             self._take(turn, event)
             if isinstance(event, (Reading, Text)) and time.monotonic() - shown > REFRESH:
                 shown = time.monotonic()
-                if isinstance(event, Reading):
-                    yield {"reading": render.reading_bar(event)}
-                else:
-                    yield {"reading": "", "chatbot": chat.messages()}
+                # All of it each time: the tab may have come back from another chat.
+                reading = render.reading_bar(event) if isinstance(event, Reading) else ""
+                yield {**busy(), "reading": reading, "chatbot": chat.messages()}
 
     def _take(self, turn: Turn, event: Event) -> None:
         if isinstance(event, Text):
@@ -385,8 +389,8 @@ class Page:
             return {"plan": render.notice(str(error))}
         return {"n_ctx": n_ctx, **self.plan(model, n_ctx, budget)}
 
-    def load(self, model: str, n_ctx: float, budget: float, key: str) -> Iterator[Updates]:
-        """Load a model."""
+    def load(self, model: str, n_ctx: float, budget: float) -> Iterator[Updates]:
+        """Load a model; `refresh` shows what it means for the chat."""
         yield {"notice": render.notice("Loading the model …", "info")}
         message = ""
         try:
@@ -395,16 +399,23 @@ class Page:
             self._meters = None
         except (IceCacheError, MemoryError) as error:
             message = render.notice(sentence(error))
-        chat = self.store.get(key)
-        if not chat.turns:
-            chat.sampling.temperature = self.temperature
-        updates = {**self.view(chat), **self.settings(chat), **self.head(), "notice": message}
-        yield {**updates, **self.plan(model, n_ctx, budget)}
+        yield {"notice": message, **self.plan(model, n_ctx, budget)}
 
     @property
     def temperature(self) -> float:
         """Default temperature: the embedded model retrieves, there is nothing to vary."""
         return 0.0 if self.engine.is_embedded else Sampling.temperature
+
+
+def idle() -> Updates:
+    """Let the user ask."""
+    return {"box": gr.update(submit_btn=True, stop_btn=False), "reading": ""}
+
+
+def busy() -> Updates:
+    """Let the user stop what was asked."""
+    wait = {name: gr.update(interactive=False) for name in ("again", "more")}
+    return {"box": gr.update(submit_btn=False, stop_btn=True), **wait}
 
 
 def model_path(model: str) -> Path:

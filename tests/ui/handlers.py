@@ -6,7 +6,8 @@ from __future__ import annotations
 class Request:
     """What Gradio hands to a handler."""
 
-    session_hash = "tab"
+    def __init__(self, session_hash: str = "tab") -> None:
+        self.session_hash = session_hash
 
 
 def run(events) -> dict:

@@ -34,6 +34,7 @@ IN_PDF, IN_TEXT, OTHER, EDITED = FACTS[0], FACTS[5], FACTS[3], FACTS[9]
 WORDS = 18500  # of the long text: 30,000 tokens
 COMMAND = "import sys; from icecache_local.cli import main; main(sys.argv[1:])"
 SECONDS = 1000  # playwright counts in ms
+LONGER = "n => document.querySelector('#ice-chat [data-testid=bot]').innerText.length > n"
 READ = 100 * SECONDS  # the longest wait: a long text on a busy machine
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (apt install chromium)")
@@ -392,13 +393,57 @@ def test_stop_continue_and_a_waiting_tab(browser, address, page, tiny_model) -> 
     page.get_by_label("Longest answer, tokens").fill("40")
     page.get_by_role("button", name="Continue").click()
     # Not the stop button: forty tokens may be over before it is looked for.
-    page.wait_for_function(
-        "n => document.querySelector('#ice-chat [data-testid=bot]').innerText.length > n",
-        arg=length,
-        timeout=20 * SECONDS,
-    )
+    page.wait_for_function(LONGER, arg=length, timeout=20 * SECONDS)
     expect(page.get_by_test_id("submit-button")).to_be_visible(timeout=20 * SECONDS)
     expect(answer).to_have_count(1)
+
+
+def test_an_answer_goes_on_behind_another_chat(page) -> None:
+    """The next question of another chat waits, comes next, and neither shows in the other."""
+    answer, stop = page.locator("#ice-chat [data-testid=bot]"), page.get_by_test_id("stop-button")
+    page.get_by_label("Longest answer, tokens").fill("8000")
+    page.get_by_role("button", name="Regenerate").click()
+    expect(stop).to_be_visible(timeout=20 * SECONDS)
+    length = len(answer.inner_text())
+    page.get_by_role("button", name="New chat").click()
+    expect(answer).to_have_count(0, timeout=10 * SECONDS)
+    ask(page, "And you?")
+    expect(page.locator("#ice-notice")).to_contain_text("yours comes next")
+    page.wait_for_timeout(1 * SECONDS)  # the first one goes on meanwhile
+    expect(page.locator("#ice-chat")).not_to_contain_text("Tell a story.")
+    chats = page.locator("#ice-chats label")
+    chats.filter(has_text="Tell a story.").click()
+    expect(answer).to_have_count(1, timeout=10 * SECONDS)
+    page.wait_for_function(LONGER, arg=length, timeout=20 * SECONDS)
+    stop.click()
+    expect(page.get_by_test_id("submit-button")).to_be_visible(timeout=10 * SECONDS)
+    length = len(answer.inner_text())
+    chats.filter(has_text="New chat").first.click()
+    expect(page.locator("#ice-chat")).to_contain_text("And you?", timeout=10 * SECONDS)
+    expect(answer).to_have_count(1, timeout=20 * SECONDS)
+    stop.click()
+    expect(page.get_by_test_id("submit-button")).to_be_visible(timeout=10 * SECONDS)
+    expect(page.locator("#ice-chat")).not_to_contain_text("Tell a story.")
+    chats.filter(has_text="Tell a story.").click()
+    expect(answer).to_have_count(1, timeout=10 * SECONDS)
+    page.wait_for_timeout(1 * SECONDS)
+    assert len(answer.inner_text()) == length
+
+
+def test_a_chat_that_is_being_answered_can_be_deleted(page) -> None:
+    page.get_by_role("button", name="Regenerate").click()
+    expect(page.get_by_test_id("stop-button")).to_be_visible(timeout=20 * SECONDS)
+    page.get_by_role("button", name="Delete", exact=True).click()
+    chats = page.locator("#ice-chats label")
+    expect(chats.filter(has_text="Tell a story.")).to_have_count(0, timeout=10 * SECONDS)
+    page.get_by_role("button", name="New chat").click()
+    answer = page.locator("#ice-chat [data-testid=bot]")
+    expect(answer).to_have_count(0, timeout=10 * SECONDS)
+    page.get_by_label("Longest answer, tokens").fill("20")
+    ask(page, "Who is next?")
+    expect(answer).to_have_count(1, timeout=20 * SECONDS)  # it did not have to wait long
+    expect(page.get_by_test_id("submit-button")).to_be_visible(timeout=20 * SECONDS)
+    expect(chats.filter(has_text="Tell a story.")).to_have_count(0)
 
 
 def clear_documents(page: Page) -> None:

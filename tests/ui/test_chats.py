@@ -34,6 +34,14 @@ def test_chats_are_there_after_a_restart(store) -> None:
     assert again == chat
 
 
+def test_a_deleted_chat_does_not_come_back_with_its_answer(store) -> None:
+    chat = store.new()
+    store.delete(chat.id)
+    chat.turns = [Turn("How?", "Late.")]
+    store.save(chat)
+    assert chat not in store.chats() and not list((store.folder / "chats").iterdir())
+
+
 def test_files_of_others_in_the_folder_are_left_alone(store) -> None:
     path = store.folder / "chats" / "other.json"
     path.write_text("{}")

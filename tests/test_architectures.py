@@ -175,7 +175,9 @@ def test_swa_full_off(tiny_model, open_stock, rng) -> None:
     path, prompt = tiny_model(spec("gemma3")), draw(rng, 500)
     options = {"n_ctx": N_CTX, "n_batch": N_BATCH, "logits_all": True, "n_threads": 1}
     stock = open_stock(path, N_CTX, N_BATCH, logits_all=True)
-    with closing(IceLlama(str(path), cache=SMALL, swa_full=False, verbose=False, **options)) as ice:
+    with closing(
+        IceLlama(str(path), cache=SMALL, swa_full=False, verbose=False, **options)
+    ) as ice:
         for cut in (500, 499, 300, 40):
             edited = [*prompt[:cut], *draw(rng, 320)]
             for llm in (ice, stock):

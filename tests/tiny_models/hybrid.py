@@ -74,13 +74,9 @@ def _nemotron_h(s: TinySpec, layer: int) -> Tensors:
 
 def _falcon_h1(s: TinySpec, layer: int) -> Tensors:
     """Recurrence and attention side by side in every layer."""
-    return (
-        norms(s.d, "attn_norm")
-        | _mamba2(s)
-        | attention(s)
-        | feed_forward(s)
-        | {"ffn_norm": Tensor((s.d,), "norm")}
-    )
+    return norms(s.d, "attn_norm") | _mamba2(s) | attention(s) | feed_forward(s) | {
+        "ffn_norm": Tensor((s.d,), "norm")
+    }
 
 
 JAMBA_RANK = 8
@@ -173,14 +169,12 @@ HYBRID = {
     "nemotron_h": Architecture(
         "nemotron_h",
         _nemotron_h,
-        keys=lambda s: (
-            _mamba2_keys(s)
-            | {
-                "attention.head_count_kv": [0, s.n_kv_heads, 0],
-                "feed_forward_length": [0, 0, s.d_ff],
-                "attention.layer_norm_epsilon": 1e-5,
-            }
-        ),
+        keys=lambda s: _mamba2_keys(s)
+        | {
+            "attention.head_count_kv": [0, s.n_kv_heads, 0],
+            "feed_forward_length": [0, 0, s.d_ff],
+            "attention.layer_norm_epsilon": 1e-5,
+        },
         shape={"n_layers": 3},
     ),
     "falcon-h1": Architecture(
@@ -191,29 +185,26 @@ HYBRID = {
     "jamba": Architecture(
         "jamba",
         _jamba,
-        keys=lambda s: (
-            EXPERTS
-            | {
-                "attention.head_count_kv": _kv_heads(s),
-                "ssm.conv_kernel": CONV,
-                "ssm.inner_size": 2 * s.d,
-                "ssm.state_size": 16,
-                "ssm.time_step_rank": JAMBA_RANK,
-            }
-        ),
+        keys=lambda s: EXPERTS
+        | {
+            "attention.head_count_kv": _kv_heads(s),
+            "ssm.conv_kernel": CONV,
+            "ssm.inner_size": 2 * s.d,
+            "ssm.state_size": 16,
+            "ssm.time_step_rank": JAMBA_RANK,
+        },
     ),
     "qwen3next": Architecture(
         "qwen3next",
         _qwen3next,
-        keys=lambda s: (
-            _delta_net_keys(s)
-            | EXPERTS
-            | {"expert_feed_forward_length": s.d_ff, "expert_shared_feed_forward_length": s.d_ff}
-        ),
+        keys=lambda s: _delta_net_keys(s)
+        | EXPERTS
+        | {"expert_feed_forward_length": s.d_ff, "expert_shared_feed_forward_length": s.d_ff},
     ),
     "qwen35": Architecture(
         "qwen35",
         _qwen35,
-        keys=lambda s: _delta_net_keys(s) | {"rope.dimension_sections": [s.head_dim // 4, 0, 0, 0]},
+        keys=lambda s: _delta_net_keys(s)
+        | {"rope.dimension_sections": [s.head_dim // 4, 0, 0, 0]},
     ),
 }

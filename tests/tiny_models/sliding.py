@@ -88,9 +88,8 @@ SLIDING = {
     "gemma2": Architecture(
         "gemma2",
         _gemma2,
-        keys=lambda s: (
-            _every_second(s) | {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 30.0}
-        ),
+        keys=lambda s: _every_second(s)
+        | {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 30.0},
         tied=True,
     ),
     "gemma3": Architecture("gemma3", _gemma3, keys=_every_second, tied=True),
@@ -112,16 +111,14 @@ SLIDING = {
     "gpt-oss": Architecture(
         "gpt-oss",
         _gpt_oss,
-        keys=lambda s: (
-            _every_second(s)
-            | EXPERTS
-            | {
-                "expert_feed_forward_length": s.d_ff,
-                "rope.scaling.type": "yarn",
-                "rope.scaling.factor": 32.0,
-                "rope.scaling.original_context_length": 256,
-            }
-        ),
+        keys=lambda s: _every_second(s)
+        | EXPERTS
+        | {
+            "expert_feed_forward_length": s.d_ff,
+            "rope.scaling.type": "yarn",
+            "rope.scaling.factor": 32.0,
+            "rope.scaling.original_context_length": 256,
+        },
     ),
     "cohere2": Architecture(
         "cohere2",

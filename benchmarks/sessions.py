@@ -1,10 +1,10 @@
 """Sessions on the disk: reopening, reading a new question, and decoding beyond the memory.
 
-Run `python benchmarks/sessions.py --model reference` (the embedded model on a real text) and
+Run `python benchmarks/sessions.py --model reference` (the embedded model on a real text),
 `python benchmarks/sessions.py --model slice` (layers of Qwen3-0.6B's shape, random weights and
-cache). icecache-local reads its pages past the page cache (O_DIRECT); all other files of both
-sides are dropped from it (posix_fadvise) before each timing. Models are loaded and kernels
-compiled beforehand.
+cache), or with a GGUF file of yours (on Python's documentation). icecache-local reads its pages
+past the page cache (O_DIRECT); all other files of both sides are dropped from it (posix_fadvise)
+before each timing. Models are loaded and kernels compiled beforehand.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from icecache_local.planner import format_bytes
 from icecache_local.reprefill import Reprefill
 from icecache_local.sessions.resume import load
 from icecache_local.sessions.snapshot import Snapshot
+from icecache_local.texts import collapse, stdlib_texts
 
 N_QUESTION = 32  # tokens
 N_RIVAL_QUESTIONS = 8
@@ -349,8 +350,21 @@ def qwen_slice(
             yield from PARTS[part](bench)
 
 
+def other(
+    path: str, tokens: int, folder: Path, threads: int, parts: list[str], cache: CacheConfig
+) -> Iterator[Row]:
+    """Yield the rows of a model on Python's documentation."""
+    options = {"n_ctx": tokens + 1024, "n_threads": threads, "n_threads_batch": threads}
+    with closing(IceLlama(path, cache=cache, verbose=False, **options)) as llm:
+        text = tokenize(llm, collapse("\n".join(stdlib_texts(Random(5))))[: 12 * tokens])[:tokens]
+        yield "reading the text", read(llm, text, lambda *_: None), f"s; {len(text)} tokens"
+        bench = Bench(llm, folder)
+        for part in parts:
+            yield from PARTS[part](bench)
+
+
 @click.command()
-@click.option("--model", type=click.Choice(["reference", "slice"]), default="reference")
+@click.option("--model", default="reference", help="reference, slice or a GGUF file.")
 @click.option("--tokens", default=32768)
 @click.option("--layers", default=4, help="Of the slice.")
 @click.option("--threads", default=os.cpu_count())
@@ -371,18 +385,18 @@ def main(
     work = Path(tempfile.mkdtemp(prefix="sessions-", dir=folder))
     rows, cache = [], CacheConfig(candidate_pages=candidates)
     try:
-        made = (
-            reference(tokens, work, threads, parts, cache)
-            if model == "reference"
-            else qwen_slice(tokens, work, threads, layers, parts, cache)
-        )
+        rest = work, threads, parts, cache
+        if model == "slice":
+            made = qwen_slice(tokens, work, threads, layers, parts, cache)
+        else:
+            made = reference(tokens, *rest) if model == "reference" else other(model, tokens, *rest)
         for name, value, note in made:
             rows.append({"measure": name, "value": value, "note": note})
             print(f"{name:<52}{value:>10.4g}  {note}", flush=True)
     finally:
         shutil.rmtree(work)
     result = {"benchmark": "sessions", "model": model, "tokens": tokens, "rows": rows}
-    (OUT / f"sessions_{model}.json").write_text(json.dumps(result, indent=1) + "\n")
+    (OUT / f"sessions_{Path(model).stem}.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -76,6 +76,7 @@ class Admission:
         log_weights: np.ndarray,
         log_mass: np.ndarray,
         slot_of: np.ndarray,
+        unread: np.ndarray,
     ) -> None:
         """Drop the candidates that are neither in memory nor worth reading.
 
@@ -91,6 +92,9 @@ class Admission:
             Logarithm of the sum of exp(q.k) over these, see `MDCIndex.log_mass`.
         slot_of : int32 array [G, n_ctx]
             See `SlotTable`.
+        unread : float32 array [G]
+            Receives the attention expected of those dropped, as a part of that expected of the
+            others (so that an index that expects too much or too little does so of both).
         """
         pages, heads = self.pages, len(candidates)
         _admit_all(
@@ -99,6 +103,7 @@ class Admission:
             (pages.kv.reshape(heads, -1), pages.ids, pages.fill, pages.state),
             (*self._limits, pages.shape.head_dim_k),
             self._most,
+            unread,
             _space_for(heads, candidates.shape[1]),
         )
 
@@ -188,22 +193,32 @@ def _mark(state, found, n_absent, log_weights, share, n_slots, most, space):
 
 
 @kernel()
-def _keep(found, state):
-    """Keep the rows whose pages are in memory or WANTED, which they then are no more."""
-    n = ZERO
+def _keep(found, state, log_weights):
+    """Keep the rows whose pages are in memory or WANTED, which they then are no more.
+
+    Returns the attention expected of the others, as a part of that of those kept.
+    """
+    n, left_out, kept = ZERO, np.float32(0), np.float32(0)
     for i in range(found.shape[0]):
         if found[i] < 0:
             break
         flags = state[found[i] >> 4]
-        found[n] = found[i]
-        n += not flags & ABSENT or flags & WANTED > 0
+        weight = exp_nonpositive(min(log_weights[i], np.float32(0)))
+        if flags & ABSENT and not flags & WANTED:
+            left_out += weight
+        else:
+            kept += weight
+            found[n] = found[i]
+            n += 1
     for i in range(n):
         state[found[i] >> 4] &= ~np.uint8(WANTED)
     found[n:] = -1
+    return left_out / kept if kept > 0 else np.float32(0)
 
 
 @kernel()
-def _admit(g, q, index, pages, limits, most, space):
+def _admit(g, q, index, pages, limits, most, unread, space):
+    unread[g] = 0
     found, log_mass, slot_of = index[0][g], index[2][g], index[3][g]
     kv, ids, fill, state = pages[0][g], pages[1][g], pages[2][g], pages[3][g]
     first_leaf, first_copy, n_slots, dim = limits
@@ -213,11 +228,11 @@ def _admit(g, q, index, pages, limits, most, space):
     share = _indexed_share(kv, fill, q[g], log_mass, first_leaf, dim)
     mine = _Space(space.work[g], space.numbers[g], space.picked[g])
     _mark(state, found, n_absent, index[1][g], share, n_slots, most, mine)
-    _keep(found, state)
+    unread[g] = _keep(found, state, index[1][g])
 
 
 @kernel(parallel=True)
-def _admit_all(q, index, pages, limits, most, space):
+def _admit_all(q, index, pages, limits, most, unread, space):
     """Run `_admit` for every KV head; all arrays [G, ...]."""
     for g in prange(q.shape[0]):
-        _admit(np.int64(g), q, index, pages, limits, most, space)
+        _admit(np.int64(g), q, index, pages, limits, most, unread, space)

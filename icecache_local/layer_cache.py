@@ -241,7 +241,7 @@ class LayerCache(LayerTables):
             if self.config.most_unread > 0:
                 self._admission.admit(
                     *(q * np.float32(scale), candidates, self.index.log_weights()),
-                    *(self.index.log_mass, self.slots.slot_of),
+                    *(self.index.log_mass, self.slots.slot_of, self.selector.unread),
                 )
             tier.fetch(candidates)
             start = counters.add_stage("fetch", start)

@@ -129,9 +129,9 @@ def write_remainder(kv, page, q, scale, scores, weights, rows, n, space):
         Row numbers.
     n : int
     space : tuple of arrays
-        gram, float32 [group, group + 2], whose last two columns hold each query's top and the sum
-        of all its exp(logit - top) and are overwritten; to work in, int32 and float32 [>= n],
-        float32 [1 + group, Dv].
+        gram, float32 [group, group + 3], whose last columns hold each query's top, the sum of all
+        its exp(logit - top), and what tokens that were not scored would add to that; they are
+        overwritten; to work in, int32 and float32 [>= n], float32 [1 + group, Dv].
 
     Returns
     -------
@@ -147,7 +147,7 @@ def write_remainder(kv, page, q, scale, scores, weights, rows, n, space):
             gram[r, s] = scale * scale * dot(q, np.int64(r * dim), q, np.int64(s * dim), dim)
         trace += gram[r, r]
         mass = gram[r, group + 1]
-        share = total_of(scores[r], ZERO, n) / mass
+        share = (total_of(scores[r], ZERO, n) + gram[r, group + 2]) / mass
         gram[r, group], gram[r, group + 1] = gram[r, group] + np.log(mass), share
         most = max(most, share)
     if not trace > 0:

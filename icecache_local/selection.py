@@ -42,6 +42,9 @@ class Selector:
         Place of the remainder's row, which should be resident instead of the last chosen token;
         that is then the one with the least mass. -1 where there is none: every token that was
         scored is chosen, or the others weigh nothing.
+    unread : float32 array [G]
+        To be set before `select`: attention to tokens that were left out of the candidates, as a
+        part of that to the candidates. The remainder stands for them too.
     """
 
     def __init__(
@@ -61,7 +64,8 @@ class Selector:
         self.rest = np.full(heads, -1, np.int32)
         self.rest_page = rest_page
         self._seen = np.zeros((heads, 2), np.int32)
-        self._gram = np.zeros((heads, shape.group, shape.group + 2), np.float32)
+        self.unread = np.zeros(heads, np.float32)
+        self._gram = np.zeros((heads, shape.group, shape.group + 3), np.float32)
         self._means = np.zeros((heads, 1 + shape.group, shape.head_dim_v), np.float32)
         self._unknown = np.full(shape.n_heads, -np.inf, np.float32)
         self._reserve(PAGE)
@@ -161,7 +165,7 @@ class Selector:
     def arrays(self) -> tuple[tuple[np.ndarray, ...], ...]:
         """What `select_head` writes: its results and its work space."""
         chosen = self.tokens, self.places, self.weights, self._seen, self.rest
-        return chosen, (self._int, self._float, self._gram, self._means)
+        return chosen, (self._int, self._float, self._gram, self._means, self.unread)
 
     def check(self) -> None:
         """Raise TooFewTokensError where the last selection could not fill the slots."""
@@ -236,7 +240,7 @@ def select_head(all_pages, g, q, scale, candidates, log_mass, tail, limits, chos
     rows, picked, scores = space[0][g, 0], space[0][g, 1], space[1][g]
     forced_from, excluded_from, n_sink_pages, dim, rest_page = limits
     width, group = kv.shape[0] // fill.shape[0], scores.shape[0] - 2
-    rest, gram = chosen[4], space[2][g]
+    rest, gram, unread = chosen[4], space[2][g], space[4][g]
     rest[g] = -1
     n_found, n_choice, n = _list_rows(fill, candidates[g], tail, n_sink_pages, rows)
     for i in range(min(n, _AHEAD)):
@@ -256,9 +260,10 @@ def select_head(all_pages, g, q, scale, candidates, log_mass, tail, limits, chos
     total[:n] = 0
     for r in range(group):
         top, mass = _exponentials(scores[r], n)
-        gram[r, group], gram[r, group + 1] = top, mass
+        indexed = np.exp(min(log_mass[r] - top, np.float32(80)))
         found = total_of(scores[r], ZERO, n_found)
-        missed = np.exp(min(log_mass[r] - top, np.float32(80))) - found
+        gram[r, group], gram[r, group + 1], gram[r, group + 2] = top, mass, unread * found
+        missed = indexed - found
         _add_scaled(total, scores[r], n, np.float32(1) / (mass + max(missed, np.float32(0))))
     _make_orderable(total, n)
 

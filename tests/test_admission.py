@@ -41,11 +41,13 @@ class Step:
         self.q = rng.standard_normal((SHAPE.n_heads, SHAPE.head_dim_k)).astype(np.float32) / 8
         self.log_mass = rng.normal(6, 1, SHAPE.n_heads).astype(np.float32)
         self.slot_of = np.zeros((heads, N_PAGES * PAGE), np.int32)
+        self.unread = np.full(heads, 9, np.float32)
 
     def admit(self, bound: float) -> np.ndarray:
         admission = Admission(self.pages, FIRST_LEAF, FIRST_COPY, N_SLOTS, bound)
         kept = self.found.copy()
-        admission.admit(self.q, kept, self.log_weights, self.log_mass, self.slot_of)
+        index = self.log_weights, self.log_mass, self.slot_of
+        admission.admit(self.q, kept, *index, self.unread)
         return kept
 
     def weights(self, g: int) -> np.ndarray:
@@ -84,6 +86,9 @@ def test_what_is_left_out_weighs_little_and_is_absent(seed, share_absent, spread
         best = np.argsort(-step.log_weights[g, : step.n], kind="stable")[:N_SLOTS]
         lost = np.square(step.weights(g)[best][~stays[best]]).sum()
         assert np.sqrt(lost) <= bound * 1.01 + 1e-6
+        expected = np.exp(np.minimum(step.log_weights[g, : step.n].astype(float), 0))
+        ratio = expected[~stays].sum() / expected[stays].sum()
+        assert step.unread[g] == pytest.approx(ratio, rel=1e-4)
         # No page was read for nothing.
         wanted = found[best[absent[best]]] >> 4
         assert np.isin(read, wanted).all()

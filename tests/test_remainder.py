@@ -56,6 +56,7 @@ def test_it_stands_for_all_others(seed, group, n, with_tail) -> None:
     forced = excluded - 1 if len(tail) else n
     if excluded < n_slots:
         return
+    selector.unread[:] = rng.choice([0, 0.7], 2)  # of what `places` get, others would get as well
     tokens, _ = selector.select(q, 0.3, np.tile(places, (2, 1)), tail, forced, excluded)
     assert (selector.rest == (rest_page * PAGE if excluded > n_slots else -1)).all()
     if excluded == n_slots:
@@ -68,14 +69,16 @@ def test_it_stands_for_all_others(seed, group, n, with_tail) -> None:
         weights = np.exp(logits.astype(np.float64))
         left = np.setdiff1d(np.arange(excluded), tokens[g, :-1])
         shares = (weights / weights.sum(1, keepdims=True))[:, left]
-        counts = drawn_counts(shares.sum(0), shares.sum(1).max(), min(forced, excluded))
+        mass = weights[:, left].sum(1) + selector.unread[g] * weights[:, : len(places)].sum(1)
+        share = (mass / weights.sum(1)).max()
+        counts = drawn_counts(shares.sum(0), share, min(forced, excluded))
         values = rows[g, left, 1].astype(np.float64)
         mean = counts @ values / counts.sum()
         np.testing.assert_allclose(kv[g, PAGE * 32 : PAGE * 32 + 32], mean, atol=0.05)
         own = counts * shares / shares.sum(0)
         own = own @ values / own.sum(1, keepdims=True)
         agreement = 2 * own @ mean / ((own**2).sum(1) + mean @ mean)
-        rest = np.maximum(agreement * weights[:, left].sum(1), 1e-6 * weights.sum(1))
+        rest = np.maximum(agreement * mass, 1e-6 * weights.sum(1))
         found = 0.3 * q[g * group : (g + 1) * group] @ kv[g, :32]
         clear = agreement > 0.1  # below it, the logarithm magnifies one draw more or less
         np.testing.assert_allclose(found[clear], np.log(rest)[clear], atol=0.1)

@@ -55,7 +55,7 @@ def codes(rng: Random, size: int) -> Text:
 
 def needle(rng: Random, size: int) -> Text:
     """RULER's single needles and multiple keys: numbers or UUIDs of word pairs or UUIDs."""
-    kind = "uuid" if size >= 512 and rng.random() < 0.15 else "number"
+    kind = "uuid" if size >= 512 and rng.random() < 0.4 else "number"
     keyed = uuid if kind == "uuid" and rng.random() < 0.3 else word_pair
     stuff, separator = filling(rng)
     wording = Wording(rng, one=True, kind=kind)

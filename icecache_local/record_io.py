@@ -14,10 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ._native import ffi, lib
 from .errors import DiskTierError
 
 ALIGN = 512  # bytes; records are multiples of it, so that they can be read directly
-N_THREADS = 16  # more requests than cores keep an SSD busy
+N_THREADS = 16  # more requests than cores keep an SSD busy; as in ice_read.c
 RUN_BYTES = 1 << 20  # most bytes of one request
 MOST_ROWS = 512  # most pieces of memory of one request
 BUFFER_BYTES = 8 << 20
@@ -81,20 +82,41 @@ def read_records(
         The disk failed, or the file is too short.
     """
     order = np.argsort(numbers)
-    numbers, at = numbers[order], at[order]
+    numbers, at = (x[order].astype(np.int64, copy=False) for x in (numbers, at))
+    if out.shape[1] == record_bytes and os.name == "posix":
+        _read_in_place(fd, numbers, out, at)
+    else:  # direct reads end at multiples of ALIGN
+        _read_by_buffer(fd, numbers, out, at, record_bytes)
+
+
+def _read_in_place(fd: int, numbers: np.ndarray, out: np.ndarray, at: np.ndarray) -> None:
+    """Read into the rows themselves; numbers ascend."""
+    error = lib.ice_read(
+        fd,
+        ffi.from_buffer("int64_t[]", numbers),
+        ffi.from_buffer("int64_t[]", at),
+        len(numbers),
+        ffi.from_buffer("uint8_t[]", out, require_writable=True),
+        out.shape[1],
+        RUN_BYTES // out.shape[1],
+    )
+    if error:
+        raise OSError(error, os.strerror(error))
+
+
+def _read_by_buffer(
+    fd: int, numbers: np.ndarray, out: np.ndarray, at: np.ndarray, record_bytes: int
+) -> None:
+    """Read whole records, and copy the part of each that a row takes; numbers ascend."""
     size, memory = out.shape[1], memoryview(out.reshape(-1))
 
     def read(runs: list[tuple[int, int]]) -> None:
         for first, last in runs:
-            rows = [memory[i * size : (i + 1) * size] for i in at[first:last].tolist()]
-            offset = int(numbers[first]) * record_bytes
-            if size == record_bytes:
-                _transfer(os.preadv, fd, rows, offset)
-            else:  # direct reads end at multiples of ALIGN
-                space = memoryview(buffer(record_bytes)[: last - first].reshape(-1))
-                _transfer(os.preadv, fd, [space], offset)
-                for i, row in enumerate(rows):
-                    row[:] = space[i * record_bytes : i * record_bytes + size]
+            space = memoryview(buffer(record_bytes)[: last - first].reshape(-1))
+            _transfer(os.preadv, fd, [space], int(numbers[first]) * record_bytes)
+            for i, row in enumerate(at[first:last].tolist()):
+                start = i * record_bytes
+                memory[row * size : (row + 1) * size] = space[start : start + size]
 
     _each_run(read, numbers, record_bytes)
 

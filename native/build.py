@@ -1,4 +1,4 @@
-"""cffi build of icecache_local._native: the hook and the CPU attention kernel, no Python.h in C."""
+"""cffi build of icecache_local._native: hook, CPU attention kernel, reads; no Python.h in C."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pathlib import Path
 from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
-HEADERS = ("ice_hook.h", "ice_attention.h")
-SOURCES = ("ice_hook.c", "ice_attention.c")
+HEADERS = ("ice_hook.h", "ice_attention.h", "ice_read.h")
+SOURCES = ("ice_hook.c", "ice_attention.c", "ice_read.c")
 
 
 def llama_cpp_include() -> Path:

@@ -76,12 +76,12 @@ def test_the_index_is_measured_on_keys_that_were_recorded(out) -> None:
     assert {"recorded, layer 0", "cluster"} <= {row["data"] for row in rows}
 
 
-@pytest.mark.parametrize("model", ["reference", "slice"])
+@pytest.mark.parametrize("model", ["reference", "slice", str(embedded.model_path())])
 def test_sessions_are_measured_beside_their_rivals(out, model) -> None:
     parts = " ".join(f"--part {p}" for p in ("questions", "amplification", "decoding", "rivals"))
     command = f"sessions.py --model {model} --tokens 1200 --layers 2 --threads 1 --folder {out}"
     run(out, f"{command} {parts}")
-    rows = {row["measure"]: row for row in numbers(out, f"sessions_{model}")["rows"]}
+    rows = {row["measure"]: row for row in numbers(out, f"sessions_{Path(model).stem}")["rows"]}
     assert rows["read amplification, decoding"]["value"] == 1
     rival = rows["25%, memory for 25%: IMPRESS-like"]
     n_whole, _, n_run = rival["note"].split(", ")[-1].split()[:3]

@@ -417,7 +417,7 @@ def test_an_answer_goes_on_behind_another_chat(page) -> None:
     page.wait_for_function(LONGER, arg=length, timeout=20 * SECONDS)
     stop.click()
     expect(page.get_by_test_id("submit-button")).to_be_visible(timeout=10 * SECONDS)
-    length = len(answer.inner_text())
+    length = settled_length(page, answer)
     chats.filter(has_text="New chat").first.click()
     expect(page.locator("#ice-chat")).to_contain_text("And you?", timeout=10 * SECONDS)
     expect(answer).to_have_count(1, timeout=20 * SECONDS)
@@ -426,8 +426,16 @@ def test_an_answer_goes_on_behind_another_chat(page) -> None:
     expect(page.locator("#ice-chat")).not_to_contain_text("Tell a story.")
     chats.filter(has_text="Tell a story.").click()
     expect(answer).to_have_count(1, timeout=10 * SECONDS)
-    page.wait_for_timeout(1 * SECONDS)
-    assert len(answer.inner_text()) == length
+    assert settled_length(page, answer) == length
+
+
+def settled_length(page: Page, answer: Locator) -> int:
+    """Characters of an answer once it does not grow any more: the page lags behind the model."""
+    before, length = -1, len(answer.inner_text())
+    while length != before:
+        page.wait_for_timeout(2 * SECONDS)
+        before, length = length, len(answer.inner_text())
+    return length
 
 
 def test_a_chat_that_is_being_answered_can_be_deleted(page) -> None:

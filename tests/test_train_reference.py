@@ -311,7 +311,7 @@ def test_inserted_layers_change_nothing_at_first(torch) -> None:
     with torch.no_grad():
         before = network(tokens, positions)
         deeper = deepen(network, [1, 1, 3])
-        assert deeper.shape.n_layers == len(deeper.blk) == 7
+        assert deeper.shape.n_layers == len(deeper.blk) == network.shape.n_layers + 3
         torch.testing.assert_close(deeper(tokens, positions), before, rtol=0, atol=0)
 
 

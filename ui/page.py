@@ -106,22 +106,19 @@ class Page:
 
     def open(self, wanted: str | None) -> Updates:
         """Show a chat: the browser's last one when the page is loaded."""
-        chat = self.store.get(wanted)
-        if not chat.turns:
-            chat.sampling.temperature = self.temperature
         return {
-            **self.view(chat),
-            **self.settings(chat),
-            **self.head(),
+            **self.refresh(wanted),
             **idle(),
             "cancel": gr.update(visible=False),
             "notice": "",
         }
 
-    def refresh(self, key: str) -> Updates:
-        """Show a chat as the model sees it that was loaded just now."""
-        shown = self.open(key)
-        return {name: shown[name] for name in shown if name not in ("notice", "cancel", *idle())}
+    def refresh(self, key: str | None) -> Updates:
+        """Show a chat as the model sees it that is loaded now; what goes on is left alone."""
+        chat = self.store.get(key)
+        if not chat.turns:
+            chat.sampling.temperature = self.temperature
+        return {**self.view(chat), **self.settings(chat), **self.head()}
 
     def head(self) -> Updates:
         """Name of the model."""

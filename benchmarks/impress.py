@@ -57,7 +57,7 @@ class Impress:
     @property
     def read_bytes(self) -> int:
         """Bytes read so far."""
-        return sum(pages.tier.read_bytes for pair in self.stored.values() for pages in pair)
+        return sum(pages.tier.disk.read_bytes for pair in self.stored.values() for pages in pair)
 
     def part(self, budget: object) -> float:
         """As `PromptReader.part`."""

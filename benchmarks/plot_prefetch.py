@@ -22,7 +22,7 @@ from sessions import Bench
 
 from icecache_local import IceLlama
 from icecache_local.attention import Attention
-from icecache_local.disk_tier import DiskTier
+from icecache_local.disk_pages import DiskPages
 from icecache_local.mdci import MDCIndex
 from icecache_local.reprefill import Reprefill
 
@@ -38,7 +38,7 @@ def traced(bench: Bench) -> Iterator[list[Event]]:
     """Collect (lane, start, seconds, bytes read) while the block runs."""
     events: list[Event] = []
     methods = {
-        (DiskTier, "_read_guarded"): None,
+        (DiskPages, "read"): None,
         (Reprefill, "choose"): "score pages",
         (Attention, "run"): "attention",
         (MDCIndex, "begin_insert"): "index",
@@ -46,11 +46,11 @@ def traced(bench: Bench) -> Iterator[list[Event]]:
     before = {key: getattr(*key) for key in methods}
 
     def wrap(call: Callable, lane: str | None) -> Callable:
-        def timed(self: object, *args: object, room: bool = True) -> object:
+        def timed(self: object, *args: object) -> object:
             start = time.perf_counter()
             n_before = getattr(self, "read_bytes", 0)
             try:
-                return call(self, *args) if room else call(self, *args, room)
+                return call(self, *args)
             finally:
                 ahead = threading.current_thread() is not threading.main_thread()
                 name = lane or ("read ahead" if ahead else "read now")

@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 import mmap
-import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
-from xxhash import xxh3_64_intdigest
 
 from .config import PAGE
-from .errors import DiskTierError, SessionDamagedError
-from .host_pages import ABSENT, WANTED, WRITTEN, HostPages
-from .record_io import (
-    ALIGN,
-    SpillFile,
-    aligned,
-    buffer,
-    open_direct,
-    read_records,
-    write_records,
-)
+from .disk_pages import DiskPages
+from .host_pages import ABSENT, WANTED, HostPages
+from .record_io import aligned
 from .replacement import held_blocks, rank, touch
 
 if TYPE_CHECKING:
     from .sessions.page_file import PageFile
 
-NOWHERE, IN_SOURCE, IN_SPILL = range(3)  # where the disk holds a page
 SLACK = 32  # of its share, a layer that must make room frees a part of 1 / SLACK more
 
 
@@ -63,10 +52,8 @@ class DiskTier:
     ----------
     share : int or None
         Most bytes of pages in memory.
-    read_bytes, written_bytes : int
-        Bytes that went from and to the disk.
-    failed : bool
-        A read or write has failed: the contents are no longer sure.
+    disk : DiskPages
+        Where the disk holds them.
     """
 
     def __init__(
@@ -75,30 +62,22 @@ class DiskTier:
         first_page: int,
         by_attention: bool = False,
     ) -> None:
-        heads, capacity, width = pages.kv.shape
+        heads, capacity, _ = pages.kv.shape
         self.pages, self.first_page, self.by_attention = pages, first_page, by_attention
         self.share: int | None = None
-        self.read_bytes = self.written_bytes = 0
-        self.failed = False
+        self.disk = DiskPages(pages)
         self.n_copies = 0  # pages of copies in memory, see `LayerCache`
         self.clock = 1
         self._memory = pages.arena.block_of(pages.kv)
-        self._rows = pages.kv.reshape(heads * capacity, width).view(np.uint8)
         self._state = pages.state.reshape(-1)
-        self._record = -(-pages.page_bytes // ALIGN) * ALIGN
         zeros = pages.arena.zeros
         self.last_used = zeros((heads, capacity), np.int32)
         self.uses = zeros((heads, capacity), np.int32)
         self.importance = zeros((heads, capacity), np.float32)
-        self._place = zeros((heads * capacity,), np.uint8)
-        self._spilled_to = zeros((heads * capacity,), np.int64)  # record of a page IN_SPILL
         self._blocks = zeros((heads * capacity // pages.per_block,), np.int64)
         self._scores = zeros((heads * capacity // pages.per_block,), np.float32)
         self._absent = np.zeros(heads, np.int64)
-        self._spill: SpillFile | None = None
         self._ahead: Future | None = None
-        self._source: PageFile | None = None
-        self._source_fd = -1
         pages.tier = self
 
     def open_source(self, source: PageFile) -> None:
@@ -115,17 +94,9 @@ class DiskTier:
         SessionDamagedError
             The file is gone.
         """
-        try:
-            self._source_fd = open_direct(source.path, os.O_RDONLY)
-        except OSError as error:
-            raise SessionDamagedError(
-                f"{source.path}: {error.strerror}; remove the session and read the text again."
-            ) from None
-        self._source = source
-        place = self._place.reshape(self.pages.state.shape)
+        self.disk.open_source(source, self.first_page)
         for g, used in enumerate(self.pages.n_pages):
             self.pages.state[g, self.first_page : used] = ABSENT
-            place[g, self.first_page : used] = IN_SOURCE
 
     # -- pages are needed --------------------------------------------------------------------
 
@@ -194,11 +165,6 @@ class DiskTier:
         self.settle()
         self._ahead = _background().submit(self._read_guarded, self._touch(places))
 
-    @property
-    def has_source(self) -> bool:
-        """Whether the sequence was opened from a file."""
-        return self._source is not None
-
     def settle(self) -> None:
         """Wait for what is being read ahead."""
         if self._ahead is not None:
@@ -215,10 +181,7 @@ class DiskTier:
         kv = rows.view(np.uint16)
         kv[:] = self.pages.kv[head, numbers]
         absent = np.flatnonzero(self.pages.state[head, numbers] & ABSENT)
-        try:
-            self._read_into(numbers[absent] + head * self.pages.capacity, rows, absent)
-        except OSError as error:
-            raise self._error(error) from None
+        self.disk.read_into(numbers[absent] + head * self.pages.capacity, rows, absent)
         return kv
 
     # -- room --------------------------------------------------------------------------------
@@ -288,10 +251,8 @@ class DiskTier:
         pages, k = self.pages, self.pages.per_block
         numbers = (blocks[:, None] * k + np.arange(k)).reshape(-1)
         numbers = numbers[numbers % pages.capacity < pages.n_pages[numbers // pages.capacity]]
-        state = self._state[numbers]
-        stale = (state & WRITTEN > 0) | (self._place[numbers] == NOWHERE)
-        full = pages.fill.reshape(-1)[numbers] > 0
-        self._write(numbers[(state & ABSENT == 0) & full & stale])
+        held = (self._state[numbers] & ABSENT == 0) & (pages.fill.reshape(-1)[numbers] > 0)
+        self.disk.write(numbers[held & self.disk.is_stale(numbers)])
         self._state[numbers] = ABSENT
         size = k * pages.page_bytes
         first = np.flatnonzero(np.diff(blocks, prepend=-2) != 1)
@@ -311,78 +272,15 @@ class DiskTier:
             if room:
                 n_blocks = len(np.unique(numbers // self.pages.per_block))
                 self._make_room(n_blocks * self.pages.per_block * self.pages.page_bytes)
-            self._read_into(numbers, self._rows, numbers)
-        except OSError as error:
-            raise self._error(error) from None
+            self.disk.read(numbers)
         except BaseException:
-            self.failed = True
+            self.disk.failed = True
             raise
         self._state[numbers] &= ~np.uint8(ABSENT)
-
-    def _read_into(self, numbers: np.ndarray, rows: np.ndarray, at: np.ndarray) -> None:
-        """Copy pages from the disk to rows[at]; rows uint8 [n, page_bytes], aligned."""
-        places = self._place[numbers]
-        for place in (IN_SOURCE, IN_SPILL):
-            which = np.flatnonzero(places == place)
-            if not len(which):
-                continue
-            if place == IN_SOURCE:
-                heads, pages = np.divmod(numbers[which], self.pages.capacity)
-                records = self._source.records(heads, pages)
-                read_records(self._source_fd, records, rows, at[which], self._record)
-                self._check(records, rows, at[which])
-            else:
-                records = self._spilled_to[numbers[which]]
-                read_records(self._spill.fd, records, rows, at[which], self._record)
-            self.read_bytes += len(which) * self._record
-
-    def _check(self, records: np.ndarray, rows: np.ndarray, at: np.ndarray) -> None:
-        """Compare the checksums of records of the source that were read to rows[at].
-
-        In one thread: the calls are so short that several would only wait for one another.
-        """
-        size, memory = rows.shape[1], memoryview(rows.reshape(-1))
-        found = [xxh3_64_intdigest(memory[i * size : (i + 1) * size]) for i in at.tolist()]
-        if found != self._source.checksums[records].tolist():
-            raise SessionDamagedError(
-                f"{self._source.path} is damaged; remove the session and read the text again."
-            )
-
-    def _write(self, numbers: np.ndarray) -> None:
-        """Write pages (int64 [n]) to the spill file, those new to it behind one another."""
-        if not len(numbers):
-            return
-        if self._spill is None:
-            self._spill = SpillFile(self._record)
-        new = numbers[self._place[numbers] != IN_SPILL]
-        self._spilled_to[new] = self._spill.extend(len(new))
-        numbers = numbers[np.argsort(self._spilled_to[numbers])]
-        space = buffer(self._record)
-        try:
-            for first in range(0, len(numbers), len(space)):
-                part = numbers[first : first + len(space)]
-                data = space[: len(part)]
-                data[:, : self.pages.page_bytes] = self._rows[part]
-                write_records(self._spill.fd, self._spilled_to[part], data)
-                self.written_bytes += data.size
-        except OSError as error:
-            raise self._error(error) from None
-        self._place[numbers] = IN_SPILL
-
-    def _error(self, error: OSError) -> DiskTierError:
-        self.failed = True
-        return DiskTierError(
-            f"Pages could not be kept on the disk ({error.strerror or error}): make room there, "
-            "or raise ram_limit."
-        )
 
     def close(self) -> None:
         """Close the files; the pages are lost."""
         if self._ahead is not None:
             self._ahead.exception()  # waits; nobody needs what was read
             self._ahead = None
-        if self._spill is not None:
-            self._spill.close()
-        if self._source_fd >= 0:
-            os.close(self._source_fd)
-            self._source_fd = -1
+        self.disk.close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import llama_cpp
@@ -15,7 +14,7 @@ import numpy as np
 from ._native import ffi
 from .attention import Attention
 from .attribution import Attribution
-from .cell_map import CellMap, ranks
+from .cell_map import CellMap
 from .config import CacheConfig, ModelShape
 from .device.base import Device
 from .device.choose import open_devices
@@ -23,12 +22,11 @@ from .errors import ContextFullError, IceCacheError, UnsupportedModelError
 from .gguf_info import ModelInfo
 from .graph_check import check_graph, layer_shape
 from .hook import DECODE, PREFILL, WATCH, Hook
-from .host_pages import HostPages, OrderedPages
 from .layer_cache import LayerCache
 from .prompt_reader import PromptReader
 from .ram_budget import RamBudget
 from .reuse import leaders
-from .stats import CacheStats, Counters
+from .stats import Counters
 
 if TYPE_CHECKING:
     from .sessions.journal import Journal
@@ -83,14 +81,14 @@ class KVCache:
         self.cells = CellMap(self.n_cells, self.n_swa)
         self.hook = Hook(info.n_layers, n_batch, self._on_layer)
         self.hook.take(info.cached_layers)
+        self.devices: dict[int, Device] = {}  # the cells of each layer
+        self.layers: dict[int, LayerCache] = {}  # empty in the dense phase
         self.counters = Counters()
         self.attribution: Attribution | None = None  # fed by decode steps if there is one
         self.journal: Journal | None = None  # told of every change of the sparse phase
         most = numba.config.NUMBA_NUM_THREADS
         self._n_threads = {DECODE: min(n_threads, most), PREFILL: min(n_threads_batch, most)}
         self._attention = Attention(n_threads_batch)
-        self._devices: dict[int, Device] = {}
-        self._layers: dict[int, LayerCache] = {}
         self.budget: RamBudget | None = None  # None while all pages are in memory
         self.reader = PromptReader(config.selective)
         self._last_reader: dict[int, int] = {}  # place of the last attention on a layer's cells
@@ -103,7 +101,11 @@ class KVCache:
     @property
     def sparse(self) -> bool:
         """Whether the sequence has outgrown the cells."""
-        return bool(self._layers)
+        return bool(self.layers)
+
+    def shape_of(self, layer: int) -> ModelShape:
+        """Shape of a layer as the host tier holds it."""
+        return layer_shape(self.hook.layers[layer], len(self.devices))
 
     # -- one llama_decode ----------------------------------------------------------------------
 
@@ -134,7 +136,7 @@ class KVCache:
                 "use llama_cpp.Llama for it."
             )
         owners = {i: self.hook.layers[i] for i in self.info.cached_layers}
-        self._devices = open_devices(owners, self.config, self._attention)
+        self.devices = open_devices(owners, self.config, self._attention)
 
     def _probe(self, ctx: object, mode: int) -> list[int]:
         """Decode a first token and forget it; the places that the hook called for, in order."""
@@ -173,7 +175,7 @@ class KVCache:
                 f"{n_past + n_new} tokens do not fit in n_ctx = {self.n_ctx}: raise n_ctx or "
                 f"shorten the conversation."
             )
-        self._finish_insertions()
+        self.finish_insertions()
         mode = DECODE if n_new == 1 and not exact else PREFILL
         numba.set_num_threads(self._n_threads[mode])  # holds for the calling thread only
         if not self.truncate(n_past):
@@ -215,20 +217,20 @@ class KVCache:
             self.clear()  # a recurrent state has no way back
         if self.budget is not None and self.budget.failed:
             self.clear()  # pages may be lost, and the index may know half of its tokens
-        for cache in self._layers.values():
+        for cache in self.layers.values():
             cache.truncate(self.n_tokens)
             cache.slots.clear()  # an upload may have been cut short
 
     def _on_layer(self, place: int) -> None:
         """Act on one attention; readers find the cells written by the layer that owns them."""
         layer = self.hook.layers[place]
-        cache, device = self._layers[layer.layer], self._devices[layer.layer]
+        cache, device = self.layers[layer.layer], self.devices[layer.layer]
         owns = place == layer.layer
         cells = np.frombuffer(ffi.buffer(self.hook.c.cells, 8 * self.hook.c.n_cells), np.int64)
         if owns and self.cells.moved is not None:
             cache.rewrite(self.cells.moved, self.n_tokens - 1)
         if self.hook.c.mode == PREFILL:
-            self.reader.attend(layer, cache, cells, list(self._layers.values()), self.budget)
+            self.reader.attend(layer, cache, cells, list(self.layers.values()), self.budget)
             if place == self._last_reader[layer.layer]:
                 cache.append(cells, finish=False)  # attention saw the new tokens in the cells
                 if self.budget is not None:
@@ -251,16 +253,17 @@ class KVCache:
         """Enter the sparse phase: copy everything to the host tier, keep the carriers."""
         cells = self.cells.carriers.astype(np.int64)  # of all tokens
         n_carriers = min(self.config.budget - 2, len(cells) - 1)
-        layers = self._new_layers(cells[:n_carriers].astype(np.int32))
+        layers = self.new_layers(cells[:n_carriers].astype(np.int32))
         for layer in layers.values():
             for first in range(0, len(cells), self.n_batch):
                 layer.append(cells[first : first + self.n_batch])
             layer.slots.load(np.arange(self.config.sink, n_carriers, dtype=np.int32) + 1)
-        self._set_layers(layers)
+        self.set_layers(layers)
         self.cells.begin_sparse(n_carriers)
 
-    def _new_layers(self, carriers: np.ndarray) -> dict[int, LayerCache]:
-        for device in self._devices.values():
+    def new_layers(self, carriers: np.ndarray) -> dict[int, LayerCache]:
+        """Return empty caches of all layers, by number; `carriers` are cells, int32 [C]."""
+        for device in self.devices.values():
             device.forget()
         layers = {
             number: self.layer_class(
@@ -275,7 +278,7 @@ class KVCache:
                 window=max(self.config.window, self.n_swa),
                 softcap=self.hook.layers[number].softcap,
             )
-            for number, device in self._devices.items()
+            for number, device in self.devices.items()
         }
         caches = list(layers.values())
         heads = [cache.shape.n_kv_heads for cache in caches]
@@ -284,11 +287,11 @@ class KVCache:
                 cache.follow(caches[place])
         return layers
 
-    def _set_layers(self, layers: dict[int, LayerCache]) -> None:
+    def set_layers(self, layers: dict[int, LayerCache]) -> None:
         """Make `layers` those of the sequence; nothing at all ends the sparse phase."""
-        for cache in self._layers.values():
+        for cache in self.layers.values():
             cache.pages.clear()
-        self._layers = layers
+        self.layers = layers
         tiers = [cache.pages.tier for cache in layers.values() if cache.pages.tier is not None]
         self.budget = RamBudget(self.config.ram_limit, tiers) if tiers else None
 
@@ -305,7 +308,7 @@ class KVCache:
         if n_tokens == 0:
             self.clear()
             return True
-        self._finish_insertions()
+        self.finish_insertions()
         if not self.cells.windows_reach(n_tokens):
             done = False
         elif not self.sparse:
@@ -324,7 +327,7 @@ class KVCache:
         """Forget the sequence and give the host tier back."""
         self._leave_journal()
         self.cells.clear()
-        self._set_layers({})
+        self.set_layers({})
 
     def _return_to_dense(self, n_tokens: int) -> bool:
         """All that is left had a carrier: put each token back into its own cell."""
@@ -334,9 +337,9 @@ class KVCache:
             return False
         self._leave_journal()
         first = min(self.config.sink, n_tokens)
-        for cache in self._layers.values():
+        for cache in self.layers.values():
             cache.restore(self.cells.carriers[first:n_tokens], first)
-        self._set_layers({})
+        self.set_layers({})
         self.cells.end_sparse()
         return True
 
@@ -349,7 +352,7 @@ class KVCache:
         with self._no_page_lost():
             if self.budget is not None:
                 self.budget.begin(0, reading=True)  # layers become whole one by one here too
-            for cache in self._layers.values():
+            for cache in self.layers.values():
                 cache.truncate(n_tokens)
         return True
 
@@ -363,10 +366,10 @@ class KVCache:
                 self.clear()
             raise
 
-    def _finish_insertions(self) -> None:
+    def finish_insertions(self) -> None:
         """Index what the latest prompt left to be indexed, while pages were read for it."""
         with self._no_page_lost():
-            for cache in self._layers.values():
+            for cache in self.layers.values():
                 cache.finish()
 
     def _leave_journal(self) -> None:
@@ -376,164 +379,14 @@ class KVCache:
 
     # -- inspection ----------------------------------------------------------------------------
 
-    def stats(self) -> CacheStats:
-        """Counters and bytes now."""
-        layers, counters = self._layers.values(), self.counters
-        steps = max(1, counters.sparse_steps)
-        selected = max(1, counters.selected_rows)
-        tiers = self.budget.tiers if self.budget is not None else []
-        heads = sum(cache.shape.n_kv_heads for cache in layers)
-        return CacheStats(
-            n_tokens=self.n_tokens,
-            resident_tokens=min(
-                self.n_tokens, self.config.budget + self.n_swa if self.sparse else self.n_cells
-            ),
-            device_bytes=sum(device.nbytes for device in self._devices.values()),
-            host_bytes=sum(cache.pages.nbytes_kv for cache in layers),
-            disk_bytes=sum(tier.nbytes_absent for tier in tiers),
-            disk_read_bytes=sum(tier.read_bytes for tier in tiers),
-            disk_written_bytes=sum(tier.written_bytes for tier in tiers),
-            index_bytes=sum(cache.nbytes_index for cache in layers),
-            prefill_tokens=counters.tokens["prefill"],
-            prefill_s=counters.seconds["prefill"],
-            decode_tokens=counters.tokens["decode"],
-            decode_s=counters.seconds["decode"],
-            hit_rate=1 - counters.uploaded_rows / selected if counters.selected_rows else 1.0,
-            uploaded_tokens=counters.uploaded_rows / steps / max(1, heads),
-            stage_ms={name: ns / steps / 1e6 for name, ns in counters.stage_ns.items()},
-        )
-
-    def state(self) -> dict[str, object]:
-        """Everything beside llama.cpp's own state; see `load_state`."""
-        self._finish_insertions()
-        return {
-            "settings": self._settings,
-            "n_tokens": self.n_tokens,
-            "n_real": self.cells.n_real,
-            "moved": self.cells.moved is not None,
-            "cells": self.cells.in_use,
-            "layers": {number: cache.state() for number, cache in self._layers.items()},
-        }
-
-    def load_state(self, state: dict[str, object]) -> None:
-        """Take over a `state`, after llama.cpp has restored its own; the cache must be empty.
-
-        Raises
-        ------
-        IceCacheError
-            The state is one of other settings.
-        """
-        if state["settings"] != self._settings:
-            raise IceCacheError(
-                "This state was saved with other cache settings, n_ctx or model shape; "
-                "load it with the same ones."
-            )
-        # llama.cpp restores the cells it held in their order, but from cell 0 on.
-        cells, n_real = ranks(state["cells"]), state["n_real"]
-        self.cells.adopt(state["n_tokens"], cells, n_real)
-        self.cells.moved = int(cells[-n_real]) if state["moved"] else None
-        if state["layers"]:
-            self._set_layers(self._new_layers(self.cells.carriers.copy()))
-            for number, cache in self._layers.items():
-                cache.load_state(state["layers"][number])
-                if cache.pages.tier is not None:
-                    cache.pages.tier.trim(self.config.ram_limit // len(self._layers))
-
-    # -- sessions ------------------------------------------------------------------------------
-
-    @property
-    def layers(self) -> dict[int, LayerCache]:
-        """The layers by number; empty in the dense phase."""
-        return self._layers
-
-    @property
-    def devices(self) -> dict[int, Device]:
-        """The layers' cells by number."""
-        return self._devices
-
-    def new_layers(self, n_carriers: int) -> dict[int, LayerCache]:
-        """Return empty caches of all layers, by number; their cells are told later."""
-        return self._new_layers(np.arange(n_carriers, dtype=np.int32))
-
-    def shape_of(self, layer: int) -> ModelShape:
-        """Shape of a layer as the host tier holds it."""
-        return layer_shape(self.hook.layers[layer], len(self._devices))
-
-    def layout(self) -> tuple[np.ndarray, int]:
-        """Order of the cells in use, as `adopt` takes it: int32 [C + n_real], and n_real.
-
-        In the dense phase C is 0 and n_real is all tokens.
-        """
-        self._finish_insertions()
-        if not self.sparse:
-            return self.cells.ranks(), self.n_tokens
-        if self.cells.moved is not None:  # the slots' cells will be rotated
-            for cache in self._layers.values():
-                cache.slots.clear()
-        else:  # the next step would do it, and what has no cell need not be restored
-            n_real = self.config.budget - self.cells.n_carriers - 1
-            self.cells.keep_real(max(n_real, self.n_swa))
-        return self.cells.ranks(), self.cells.n_real
-
-    def ordered_layers(self) -> dict[int, OrderedPages]:
-        """Copy all cells in the dense phase, by layer."""
-        cells = self.cells.carriers.astype(np.int64)
-        return {
-            number: OrderedPages(self.shape_of(number), *device.rows(cells))
-            for number, device in self._devices.items()
-        }
-
-    def adopt(
-        self, n_tokens: int, cells: np.ndarray, n_real: int, layers: dict[int, LayerCache]
-    ) -> None:
-        """Enter the sparse phase with `layers`; all cells are written.
-
-        Parameters
-        ----------
-        n_tokens : int
-        cells : int32 array [C + n_real]
-            Cells of the first C positions and of the latest `n_real`; llama.cpp holds these.
-        n_real : int
-        layers : dict of int to LayerCache
-        """
-        carriers, real = np.split(cells, [len(cells) - n_real])
-        self.cells.adopt(n_tokens, cells, n_real)
-        self._set_layers(layers)
-        for cache in layers.values():
-            cache.place(carriers)
-            cache.restore(cache.sink_cells, 0)
-            cache.fill_slots()
-            cache.restore(real, n_tokens - n_real)
-
-    def adopt_dense(self, cells: np.ndarray, pages: dict[int, HostPages]) -> None:
-        """Write the tokens at positions 0, 1, ... into `cells` (int32 [n])."""
-        self.cells.adopt(len(cells), cells, 0)
-        places = np.arange(len(cells), dtype=np.int32)
-        for number, device in self._devices.items():
-            heads = self.shape_of(number).n_kv_heads
-            rows, n = np.tile(places, (heads, 1)), np.full(heads, len(cells), np.int32)
-            device.upload(pages[number], cells, rows, rows, n)
-
-    @property
-    def _settings(self) -> tuple[object, ...]:
-        shapes = [self.shape_of(i) for i in self._devices]
-        config, default = self.config, CacheConfig()
-        # No matter to a state: where K and V lie, how much of them is read, and who searches.
-        for name in (
-            *("ram_limit", "unread", "selective", "reuse_layers"),
-            *("remainder", "device", "stream_limit"),
-        ):
-            config = replace(config, **{name: getattr(default, name)})
-        return (config, self.n_ctx, self.n_batch, shapes)
-
     def shuffle(self, rng: np.random.Generator) -> None:
         """Permute the resident tokens among their slots: attention must not notice."""
-        self._finish_insertions()
-        for cache in self._layers.values():
+        self.finish_insertions()
+        for cache in self.layers.values():
             cache.shuffle(rng)
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless every token is where the tables say, exactly once."""
-        self._finish_insertions()
-        for cache in self._layers.values():
+        self.finish_insertions()
+        for cache in self.layers.values():
             cache.check_integrity(self.n_tokens)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import llama_cpp
 import numpy as np
 
+from . import handover
 from .attribution import Attribution
 from .config import CacheConfig
 from .errors import (
@@ -217,7 +218,7 @@ class IceLlama(SessionMethods, llama_cpp.Llama):
     @property
     def cache_stats(self) -> CacheStats:
         """Tokens, bytes per tier, times per stage and hit rate of the current sequence."""
-        return self._kv.stats()
+        return CacheStats.of(self._kv)
 
     def looked_at(self) -> np.ndarray:
         """Attention mass of each position in the last answer's steps, layers and heads summed.
@@ -319,7 +320,7 @@ class IceLlama(SessionMethods, llama_cpp.Llama):
 
     def save_state(self) -> IceState:
         """Snapshot of the sequence, host tier included."""
-        return IceState(super().save_state(), self._kv.state())
+        return IceState(super().save_state(), handover.state(self._kv))
 
     def load_state(self, state: IceState) -> None:
         """Return to a snapshot of `save_state`.
@@ -333,7 +334,7 @@ class IceLlama(SessionMethods, llama_cpp.Llama):
             raise IceCacheError("This state was saved by llama_cpp.Llama; read the prompt again.")
         self._kv.clear()
         super().load_state(state)
-        self._kv.load_state(state.cache)
+        handover.load_state(self._kv, state.cache)
 
     def __getstate__(self) -> dict[str, object]:
         """Return the options to make an equal, empty IceLlama."""

@@ -29,7 +29,7 @@ class PromptReader:
         return self.reprefill.share if self._is_selective(budget) else 1.0
 
     def _is_selective(self, budget: RamBudget) -> bool:
-        return self.reprefill is not None and all(t.has_source for t in budget.tiers)
+        return self.reprefill is not None and all(t.disk.has_source for t in budget.tiers)
 
     def attend(
         self,

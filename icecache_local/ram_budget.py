@@ -55,7 +55,7 @@ class RamBudget:
     @property
     def failed(self) -> bool:
         """Whether a layer's pages may be lost."""
-        return any(tier.failed for tier in self.tiers)
+        return any(tier.disk.failed for tier in self.tiers)
 
     def enter(self, tier: DiskTier) -> None:
         """Bring all pages of a layer into memory, and begin with those of the next one."""

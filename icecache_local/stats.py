@@ -6,6 +6,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .kv_cache import KVCache
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,33 @@ class CacheStats:
     hit_rate: float
     uploaded_tokens: float
     stage_ms: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, kv: KVCache) -> CacheStats:
+        """Take stock of a cache as it is now."""
+        layers, counters = kv.layers.values(), kv.counters
+        steps = max(1, counters.sparse_steps)
+        selected = max(1, counters.selected_rows)
+        tiers = kv.budget.tiers if kv.budget is not None else []
+        heads = sum(cache.shape.n_kv_heads for cache in layers)
+        most = kv.config.budget + kv.n_swa if kv.sparse else kv.n_cells
+        return cls(
+            n_tokens=kv.n_tokens,
+            resident_tokens=min(kv.n_tokens, most),
+            device_bytes=sum(device.nbytes for device in kv.devices.values()),
+            host_bytes=sum(cache.pages.nbytes_kv for cache in layers),
+            disk_bytes=sum(tier.nbytes_absent for tier in tiers),
+            disk_read_bytes=sum(tier.disk.read_bytes for tier in tiers),
+            disk_written_bytes=sum(tier.disk.written_bytes for tier in tiers),
+            index_bytes=sum(cache.nbytes_index for cache in layers),
+            prefill_tokens=counters.tokens["prefill"],
+            prefill_s=counters.seconds["prefill"],
+            decode_tokens=counters.tokens["decode"],
+            decode_s=counters.seconds["decode"],
+            hit_rate=1 - counters.uploaded_rows / selected if counters.selected_rows else 1.0,
+            uploaded_tokens=counters.uploaded_rows / steps / max(1, heads),
+            stage_ms={name: ns / steps / 1e6 for name, ns in counters.stage_ns.items()},
+        )
 
     def as_dict(self) -> dict[str, object]:
         """Fields by name, for JSON."""

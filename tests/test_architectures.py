@@ -123,7 +123,7 @@ def test_verdict_of_the_header_is_that_of_loading(
     assert info.architecture in sentence and sentence.endswith(".")
     assert not supported or info.architecture in TESTED
     if supported:
-        assert open_ice(path, N_CTX, N_BATCH)._kv._devices.keys() == set(info.cached_layers)
+        assert open_ice(path, N_CTX, N_BATCH)._kv.devices.keys() == set(info.cached_layers)
     else:
         with pytest.raises(UnsupportedModelError, match=REFUSED[arch]):
             open_ice(path, N_CTX, N_BATCH)

@@ -46,7 +46,7 @@ class MovesOnly(CudaDevice):
 def put_on(gpu, ice, kind: type[CudaDevice] = CudaDevice, stream_limit: int = 1 << 20) -> None:
     """Let a model's cells, which are in host memory, be those of the card."""
     kv, transfers = ice._kv, Transfers(gpu, stream_limit)
-    kv._devices = {i: kind(kv.hook.layers[i], transfers) for i in kv._devices}
+    kv.devices = {i: kind(kv.hook.layers[i], transfers) for i in kv.devices}
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)

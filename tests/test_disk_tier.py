@@ -65,22 +65,22 @@ def test_only_absent_pages_are_read(rng):
     wanted = _places([[3, 9, 20], [4, 5, -1]])
     pages.tier.trim(None)
     pages.tier.fetch(wanted)
-    assert pages.tier.read_bytes == 5 * pages.page_bytes
+    assert pages.tier.disk.read_bytes == 5 * pages.page_bytes
     pages.tier.fetch(wanted)
-    assert pages.tier.read_bytes == 5 * pages.page_bytes
+    assert pages.tier.disk.read_bytes == 5 * pages.page_bytes
 
 
 def test_a_changed_page_is_written_again_and_an_unchanged_one_is_not(rng):
     pages, before = _tiered(1, (64, 64), 20, rng)
     tier = pages.tier
     tier.trim(0)
-    assert tier.written_bytes == 19 * pages.page_bytes
+    assert tier.disk.written_bytes == 19 * pages.page_bytes
     tier.trim(None)
     tier.fetch(_places([[4, 7]]))
     pages.kv[0, 4] = 5
     pages.state[0, 4] |= WRITTEN
     tier.trim(0)
-    assert tier.written_bytes == 20 * pages.page_bytes
+    assert tier.disk.written_bytes == 20 * pages.page_bytes
     assert (tier.some(0, np.array([4])) == 5).all()
     assert np.array_equal(tier.some(0, np.array([7])), before[:, 7])
 
@@ -195,7 +195,7 @@ def test_a_full_disk_gives_one_sentence_and_marks_the_tier(rng, monkeypatch):
     monkeypatch.setattr(record_io.os, "pwritev", full)
     with pytest.raises(DiskTierError, match="No space left on device.*make room"):
         pages.tier.trim(0)
-    assert pages.tier.failed
+    assert pages.tier.disk.failed
     assert np.array_equal(pages.kv, before), "a page left memory without being written"
 
 
@@ -234,5 +234,5 @@ def test_pages_new_to_the_spill_file_lie_behind_one_another(rng):
     tier = pages.tier
     tier.trim(20 * pages.page_bytes)
     tier.trim(0)
-    assert tier._spill.n_records == 39  # all but page 0, which never leaves
+    assert tier.disk._spill.n_records == 39  # all but page 0, which never leaves
     assert np.array_equal(tier.some(0, np.arange(40)), content[0])

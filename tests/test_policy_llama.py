@@ -138,8 +138,8 @@ def test_recorded_mass_is_that_of_the_resident_tokens(tiny_model, open_policy, r
     next(llm.generate(draw(rng, N_PROMPT), temp=0.0))
     llm.set_policy("quest")
     seen = []
-    choose = type(llm._kv._layers[0]).choose
-    cache = llm._kv._layers[0]
+    choose = type(llm._kv.layers[0]).choose
+    cache = llm._kv.layers[0]
 
     def spy(q, scale, real_from):
         tokens, places = choose(cache, q, scale, real_from)

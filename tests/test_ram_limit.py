@@ -70,7 +70,7 @@ def test_a_lost_page_ends_the_sequence_with_one_sentence(tiny_model, open_ice):
     tokens = np.random.default_rng(3).integers(0, SPEC.n_vocab, 2500).tolist()
     llm.eval(tokens)
     for tier in llm._kv.budget.tiers:
-        tier._spill.close()
+        tier.disk._spill.close()
     with pytest.raises(DiskTierError, match="make room there, or raise ram_limit"):
         llm.eval(tokens[:100])
     assert llm._kv.n_tokens == 0

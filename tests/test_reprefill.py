@@ -156,12 +156,12 @@ def test_every_page_chosen_is_exact_and_a_tenth_reads_a_tenth(
     assert np.array_equal(_logits(llm), expected)
     llm.close()
     llm = _opened(path, tiny_model, selective=0.1, ram_limit=ram_limit)
-    before = {tier: tier.read_bytes for tier in llm._kv.budget.tiers}
+    before = {tier: tier.disk.read_bytes for tier in llm._kv.budget.tiers}
     shares, append = [], LayerCache.append
 
     def note(cache: LayerCache, cells: np.ndarray, finish: bool = True) -> None:
         tier = cache.pages.tier  # attention is done, insertion will read what it changes
-        shares.append((tier.read_bytes - before[tier]) / tier.nbytes)
+        shares.append((tier.disk.read_bytes - before[tier]) / tier.nbytes)
         append(cache, cells, finish)
 
     monkeypatch.setattr(LayerCache, "append", note)

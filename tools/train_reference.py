@@ -34,6 +34,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=0.02, help="peak, of the matrices (Muon)")
     parser.add_argument("--lr-adam", type=float, default=3e-3, help="peak, of all else (AdamW)")
     parser.add_argument("--mix", default="", help="shares of drills as JSON, for those named")
+    parser.add_argument("--sizes", default="", help="shares of sequence lengths as JSON")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--log-every", type=int, default=100)
     parser.add_argument("--save-every", type=int, default=200)
@@ -67,7 +68,8 @@ def main() -> None:
         network = Network(Shape(n_vocab=len(words.tokens), n_layers=args.layers))
     network.to("cuda" if torch.cuda.is_available() else "cpu")
     mix = MIX | (json.loads(args.mix) if args.mix else {})
-    plan = Plan(args.steps, args.seed, args.tokens, args.lr, args.lr_adam, mix)
+    sizes = {int(k): v for k, v in json.loads(args.sizes or "{}").items()}
+    plan = Plan(args.steps, args.seed, args.tokens, args.lr, args.lr_adam, mix, sizes)
     trainer = Trainer(network, Writer(words.tokenizer()), plan)
     args.out.mkdir(parents=True, exist_ok=True)
     if (args.out / "checkpoint.npz").exists():

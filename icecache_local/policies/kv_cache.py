@@ -22,7 +22,7 @@ class PolicyKVCache(KVCache):
         self.policy = policy
         self._mass: dict[int, np.ndarray] = {}
         self._n_steps: dict[int, int] = {}
-        for cache in self._layers.values():
+        for cache in self.layers.values():
             cache.restart()
 
     def begin(self, n_past: int, n_new: int, exact: bool) -> None:
@@ -49,7 +49,7 @@ class PolicyKVCache(KVCache):
         float64 array [L, H]
             Over the layers that are driven; H the most query heads of any.
         """
-        heads = [self.hook.layers[number].n_heads for number in self._devices]
+        heads = [self.hook.layers[number].n_heads for number in self.devices]
         out = np.full((len(heads), max(heads)), np.nan)
         for number, n_heads in enumerate(heads):
             if self.policy.exact:
@@ -74,12 +74,13 @@ class PolicyKVCache(KVCache):
         if not self.sparse:
             return
         self.cells.keep_carriers(n_carriers)
-        old, self._layers = self._layers, self._new_layers(self.cells.carriers.copy())
-        for number, cache in self._layers.items():
+        old, self.layers = self.layers, self.new_layers(self.cells.carriers.copy())
+        for number, cache in self.layers.items():
             cache.take_over(old[number])
 
-    def _new_layers(self, carriers: np.ndarray) -> dict[int, PolicyLayer]:
-        layers = super()._new_layers(carriers)
+    def new_layers(self, carriers: np.ndarray) -> dict[int, PolicyLayer]:
+        """Return empty caches that ask the policy; see `KVCache.new_layers`."""
+        layers = super().new_layers(carriers)
         for number, cache in enumerate(layers.values()):
             cache.attach(self, number, len(layers))
         return layers
@@ -89,5 +90,5 @@ class PolicyKVCache(KVCache):
         # What policy "full" decodes is read exactly too, but it is no prompt.
         decoded = self.policy.exact and layer.n_tokens == 1
         if self.hook.c.mode == PREFILL and place == layer.layer and not decoded:
-            self._layers[layer.layer].observe(self._devices[layer.layer].queries(layer))
+            self.layers[layer.layer].observe(self.devices[layer.layer].queries(layer))
         super()._on_layer(place)

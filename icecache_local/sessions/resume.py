@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .. import handover
 from ..config import CacheConfig
 from ..errors import ConfigError, ContextFullError, SessionError, SessionMismatchError
 from ..gguf_info import read_model_info
@@ -104,14 +105,14 @@ def load(llm: IceLlama, snapshot: Snapshot, session: Session | None = None) -> N
         tokens, layout = _latest(snapshot, session, {})
         pages = {number: snapshot.ordered_pages(number) for number in kv.devices}
         place_cells(llm.ctx, kv.devices, _positions(layout, len(tokens)))
-        kv.adopt_dense(layout.cells, pages)
+        handover.adopt_dense(kv, layout.cells, pages)
     else:
         cells, n_real = snapshot.layout
         n_carriers = len(cells) - n_real
         same_budget = snapshot.settings.cache.budget == kv.config.budget
         if not same_budget:
             n_carriers = min(kv.config.budget - 2, (session or snapshot).n_tokens - 1)
-        layers = kv.new_layers(n_carriers)
+        layers = kv.new_layers(np.arange(n_carriers, dtype=np.int32))  # told later
         with ThreadPoolExecutor(LOADERS) as pool:
             list(pool.map(lambda item: snapshot.load_layer(*item, lazy=True), layers.items()))
         tokens, layout = _latest(snapshot, session, layers)
@@ -120,7 +121,7 @@ def load(llm: IceLlama, snapshot: Snapshot, session: Session | None = None) -> N
             if session is not None:
                 session.journal.lost()  # its snapshot has other slots
         place_cells(llm.ctx, kv.devices, _positions(layout, len(tokens)))
-        kv.adopt(len(tokens), layout.cells, layout.n_real, layers)
+        handover.adopt(kv, len(tokens), layout.cells, layout.n_real, layers)
     kv.journal = session and session.journal
     llm.input_ids[: len(tokens)] = tokens
     llm.n_tokens = len(tokens)
@@ -174,10 +175,10 @@ def image_of(llm: IceLlama) -> Image:
     kv.truncate(llm.n_tokens)
     if not kv.n_tokens:
         raise SessionError("There is nothing to save: read a prompt first.")
-    layout = Layout(*kv.layout())
+    layout = Layout(*handover.layout(kv))
     check_supported(llm.ctx, kv.devices, len(layout.cells))
     tokens = llm.input_ids[: kv.n_tokens].astype(np.int32)
-    layers = kv.layers if kv.sparse else kv.ordered_layers()
+    layers = kv.layers if kv.sparse else handover.ordered_layers(kv)
     return Image(*identity_of(llm), tokens, layout, layers)
 
 

@@ -67,7 +67,7 @@ def needle(rng: Random, size: int) -> Text:
     numbers = digits(rng, n, 7, "123456789") if kind == "number" else distinct(rng, uuid, n)
     needles = [wording.fact(*fact) for fact in zip(keys, numbers, strict=True)]
     turns = []
-    for _ in range(max(1, min(10, size // (40 if wording.short else 130)))):
+    for _ in range(max(1, min(max(10, size // 512), size // (40 if wording.short else 130)))):
         i = rng.randrange(n)
         turns.append((wording.ask(keys[i]), [f" {numbers[i]}."]))
     rng.shuffle(needles)
@@ -102,7 +102,7 @@ def queries(rng: Random, size: int) -> Text:
     numbers = digits(rng, n, 7, "123456789")
     needles = [wording.fact(*fact) for fact in zip(keys, numbers, strict=True)]
     turns = []
-    for _ in range(1 if size < 512 else 2):
+    for _ in range(1 if size < 512 else max(2, size // 2048)):
         asked = rng.sample(range(n), min(n, rng.choice([2, 3, 4, 4])))
         query = ", ".join(keys[i] for i in asked[:-1]) + f", and {keys[asked[-1]]}"
         answer = [f" {keys[i]}: {numbers[i]}{',' if i != asked[-1] else '.'}" for i in asked]

@@ -56,6 +56,8 @@ class Plan:
         Peaks for matrices (Muon) and for all else (AdamW).
     mix : dict of str to float
         Share of each drill.
+    sizes : dict of int to float
+        Shares of sequence lengths in tokens; empty: `SIZES`, at first the short ones.
     """
 
     steps: int
@@ -64,15 +66,18 @@ class Plan:
     lr: float = 0.02
     lr_adam: float = 3e-3
     mix: dict[str, float] = field(default_factory=lambda: dict(MIX))
+    sizes: dict[int, float] = field(default_factory=dict)
 
     def rate(self, step: int) -> float:
         """Factor of the learning rates: up, flat, and down to zero."""
         return min(1.0, (step + 1) / WARM_UP, (self.steps - step) / (DECAY * self.steps))
 
-    def sizes(self, step: int) -> list[float]:
-        """Weights of `SIZES` at a step."""
+    def draw_size(self, rng: Random, step: int) -> int:
+        """Tokens of each sequence of a step."""
         x = step / self.steps
-        return [(1 - x) * a + x * b for a, b in zip(SIZES_FIRST, SIZES_LAST, strict=True)]
+        shares = [(1 - x) * a + x * b for a, b in zip(SIZES_FIRST, SIZES_LAST, strict=True)]
+        sizes = self.sizes or dict(zip(SIZES, shares, strict=True))
+        return min(rng.choices(list(sizes), weights=list(sizes.values()))[0], self.tokens)
 
 
 class Trainer:
@@ -106,8 +111,7 @@ class Trainer:
             whether every token of it was the likeliest.
         """
         rng = Random(f"{self.plan.seed}/{self.step}")
-        size = rng.choices(SIZES, weights=self.plan.sizes(self.step))[0]
-        size = min(size, self.plan.tokens)
+        size = self.plan.draw_size(rng, self.step)
         batch = self.writer.batch(rng, self.plan.mix, self.plan.tokens // size, size)
         rate = self.plan.rate(self.step)
         self.muon.param_groups[0]["lr"] = self.plan.lr * rate

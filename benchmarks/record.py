@@ -59,7 +59,7 @@ def main(tokens: int, questions: int, seed: int) -> None:
     for number, cache in llm._kv.layers.items():
         heads, group = cache.shape.n_kv_heads, cache.shape.group
         places = cache._places(0, len(text))
-        k, _ = cache._rows(np.arange(heads)[:, None], places)
+        k, _ = cache.pages.rows(np.arange(heads)[:, None], places)
         keys.append(k.view(np.float16).transpose(1, 0, 2))
         q = np.stack(recorder.queries[number])
         queries.append(q.reshape(len(q), heads, group, -1).transpose(1, 0, 2, 3))

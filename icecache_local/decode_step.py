@@ -55,13 +55,14 @@ class DecodeStep:
         """
         cache, start = self._cache, time.perf_counter_ns()
         selector, slots, shape = cache.selector, cache.slots, cache.shape
-        selector.reserve_for(cache.index.n_least, len(tail), cache.first_tail)
+        n_sink_pages = cache.tail.first_page
+        selector.reserve_for(cache.index.n_least, len(tail), n_sink_pages)
         step_all(
             *cache.index.search_arguments(q),
             np.float32(scale),
             tail,
             (
-                *(cache.n_tokens - cache.window, real_from, cache.first_tail, shape.head_dim_k),
+                *(cache.n_tokens - cache.window, real_from, n_sink_pages, shape.head_dim_k),
                 selector.rest_page,
             ),
             *selector.arrays,

@@ -86,6 +86,25 @@ class HostPages:
             return self.tier.some(head, numbers)
         return self.kv[head, numbers]
 
+    def rows(self, heads: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Copy K and V rows that are in memory; uint16 [n, G, Dk] and [n, G, Dv].
+
+        Parameters
+        ----------
+        heads : int array [G, 1]
+        places : int array [G, n]
+            page * PAGE + row.
+        """
+        dk, dv = self.shape.head_dim_k, self.shape.head_dim_v
+        block = self.kv[heads, places // PAGE]
+        row = (places % PAGE)[..., None]
+        k = np.take_along_axis(block, row * dk + np.arange(dk), axis=2)
+        v = np.take_along_axis(block, PAGE * dk + row * dv + np.arange(dv), axis=2)
+        return (
+            np.ascontiguousarray(k.transpose(1, 0, 2)),
+            np.ascontiguousarray(v.transpose(1, 0, 2)),
+        )
+
     def fill_from(self, file: PageFile, last: int | None = None) -> None:
         """Read the pages of a stored layer; the page table is in place and stays.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 
-import numba
 import numpy as np
 
 from .admission import Admission
@@ -20,6 +19,7 @@ from .replacement import credit
 from .selection import Selector
 from .slots import SlotTable
 from .stats import Counters
+from .tail_ring import TailRing
 
 
 class LayerCache(LayerTables):
@@ -72,13 +72,13 @@ class LayerCache(LayerTables):
         self.window = config.window if window is None else window
         self.n_batch = n_batch
         self.n_tokens = 0
-        self.first_tail = -(-config.sink // PAGE)
-        self.n_ring = -(-(self.window + PAGE + n_batch) // PAGE) + 1
-        self.first_leaf = self.first_tail + self.n_ring
+        first_tail = -(-config.sink // PAGE)
+        self.first_leaf = first_tail + -(-(self.window + PAGE + n_batch) // PAGE) + 1
         self.first_copy = self.first_leaf + MDCIndex.pages_for(n_ctx)
         self._n_copies = -(-(len(cells) - config.sink) // PAGE)
         rest_page = self.first_copy + self._n_copies
         self.pages = HostPages(shape, rest_page + 1)
+        self.tail = TailRing(self.pages, first_tail, self.first_leaf, config.sink)
         self.index = MDCIndex(self.pages, self.first_leaf, config, layer)
         if config.ram_limit is not None:
             DiskTier(self.pages, self.first_leaf)
@@ -100,7 +100,6 @@ class LayerCache(LayerTables):
         chooses_itself = type(self).choose is LayerCache.choose
         at_once = chooses_itself and device.in_place
         self._step = DecodeStep(self) if at_once else None
-        self._start_tail(config.sink)
 
     def follow(self, leader: LayerCache) -> None:
         """Keep the tokens that `leader` has chosen in the same step, instead of searching.
@@ -114,28 +113,9 @@ class LayerCache(LayerTables):
         """Use these cells (int32 [C]) for sink and slots; what they hold stays as it is."""
         self.sink_cells, self.slot_cells = np.split(cells, [self.config.sink])
 
-    def _start_tail(self, position: int) -> None:
-        """Begin an empty tail at the ring's first page with the token at `position`."""
-        ring = slice(self.first_tail, self.first_leaf)
-        self.pages.fill[:, ring] = 0
-        self.pages.ids[:, ring] = 0
-        np.maximum(self.pages.n_pages, self.first_leaf, out=self.pages.n_pages)
-        self.tail_start = position
-        self.ring_row = 0
-
-    @property
-    def tail_len(self) -> int:
-        """Tokens in the tail."""
-        return max(0, self.n_tokens - self.tail_start)
-
-    def _ring_pages(self, n_rows: int) -> np.ndarray:
-        """Page numbers of the tail's first `n_rows` rows; int32 [ceil(n_rows / PAGE)]."""
-        pages = np.arange(-(-n_rows // PAGE), dtype=np.int32) + self.ring_row // PAGE
-        return self.first_tail + pages % self.n_ring
-
-    def _tail_place(self, position: int) -> int:
-        row = (self.ring_row + position - self.tail_start) % (self.n_ring * PAGE)
-        return self.first_tail * PAGE + row
+    def _tail_pages(self) -> np.ndarray:
+        """Pages of the tail, the oldest first; int32 [n]."""
+        return self.tail.pages_of(max(0, self.n_tokens - self.tail.start))
 
     def append(self, cells: np.ndarray, finish: bool = True) -> None:
         """Copy the tokens that follow the last one from `cells` (int64 [T]) to the host tier.
@@ -158,23 +138,11 @@ class LayerCache(LayerTables):
         finish : bool
             See `append`.
         """
-        _append_rows(
-            k,
-            v,
-            rows,
-            self.n_tokens,
-            self.config.sink,
-            self.first_tail,
-            self.n_ring,
-            self.ring_row - self.tail_start,
-            self.pages.kv,
-            self.pages.ids,
-            self.pages.fill,
-        )
+        self.tail.append(k, v, rows, self.n_tokens)
         self.n_tokens += len(rows)
-        n_old = (self.tail_len - self.window) // PAGE
+        n_old = (self.n_tokens - self.tail.start - self.window) // PAGE
         if n_old > 0:
-            pages = self._ring_pages(n_old * PAGE)
+            pages = self.tail.pages_of(n_old * PAGE)
             is_done = self.index.begin_insert(pages)
             self._inserting = pages
             if is_done or finish:
@@ -188,10 +156,7 @@ class LayerCache(LayerTables):
         self.index.finish_insert()
         if self.pages.tier is not None:
             self.pages.tier.make_room()
-        self.pages.fill[:, pages] = 0
-        self.pages.ids[:, pages] = 0
-        self.tail_start += len(pages) * PAGE
-        self.ring_row = (self.ring_row + len(pages) * PAGE) % (self.n_ring * PAGE)
+        self.tail.release(pages)
 
     def load(self, q: np.ndarray, scale: float, real_from: int) -> None:
         """Make the tokens resident that matter to `q`.
@@ -208,11 +173,11 @@ class LayerCache(LayerTables):
         self.chosen_by = self.selector
         if self._follower is not None and self.pages.tier is None:
             self.chosen_by = self._follower.leader.chosen_by
-            self._follower.run(self._ring_pages(self.tail_len))
+            self._follower.run(self._tail_pages())
         elif self._step is None or self.pages.tier is not None:
             self._load_in_stages(q, scale, real_from)
         else:
-            self._step.run(q, scale, self._ring_pages(self.tail_len), real_from)
+            self._step.run(q, scale, self._tail_pages(), real_from)
         self.counters.selected_rows += self.slots.token_in.size
         self.counters.uploaded_rows += int(self.slots.n_miss.sum())
 
@@ -249,11 +214,11 @@ class LayerCache(LayerTables):
             q,
             scale,
             candidates,
-            self._ring_pages(self.tail_len),
+            self._tail_pages(),
             forced_from=self.n_tokens - self.window,
             excluded_from=real_from,
             log_mass=self.index.log_mass,
-            n_sink_pages=self.first_tail,
+            n_sink_pages=self.tail.first_page,
         )
         if tier is not None:
             credit(tier.importance, chosen[1], self.selector.weights)
@@ -272,7 +237,7 @@ class LayerCache(LayerTables):
             self.pages,
             np.array([cell], np.int32),
             np.zeros((g, 1), np.int32),
-            np.full((g, 1), self._tail_place(position), np.int32),
+            np.full((g, 1), self.tail.place(position), np.int32),
             np.ones(g, np.int32),
         )
 
@@ -292,14 +257,15 @@ class LayerCache(LayerTables):
             return
         tier = self.pages.tier
         window_start = n_tokens - self.window
-        if window_start >= self.tail_start:
-            self._cut_tail(n_tokens)
+        if window_start >= self.tail.start:
+            self.tail.cut(self.n_tokens, n_tokens)
+            self.n_tokens = n_tokens
         else:
             if tier is not None:
                 tier.fetch_all()
             k, v = self.rows(window_start, n_tokens)
             self.index.truncate(window_start)
-            self._start_tail(window_start)
+            self.tail.begin(window_start)
             self.n_tokens = window_start
             self.append_rows(k, v, np.arange(self.window))
             if tier is not None:
@@ -313,18 +279,10 @@ class LayerCache(LayerTables):
         """Position + 1 of each copy, or 0; int32 [G, copies, PAGE]."""
         return self.pages.ids[:, self.first_copy : self.first_copy + self._n_copies]
 
-    def _cut_tail(self, n_tokens: int) -> None:
-        used = self._ring_pages(self.tail_len)
-        ids = self.pages.ids[:, used]
-        ids[ids > n_tokens] = 0
-        self.pages.ids[:, used] = ids
-        self.pages.fill[:, used] = np.count_nonzero(ids, axis=2)
-        self.n_tokens = n_tokens
-
     def _places(self, first: int, last: int) -> np.ndarray:
         """Places of the tokens at positions [first, last) per KV head; int32 [G, last - first]."""
         places = np.zeros((self.shape.n_kv_heads, last - first), np.int32)
-        in_tree = last > self.config.sink and first < self.tail_start
+        in_tree = last > self.config.sink and first < self.tail.start
         for g, out in enumerate(places):
             ids = self.pages.ids[g, : self.pages.n_pages[g] if in_tree else self.first_leaf].ravel()
             rows = np.flatnonzero((ids > first) & (ids <= last))
@@ -336,19 +294,7 @@ class LayerCache(LayerTables):
         places = self._places(first, last)
         if self.pages.tier is not None:
             self.pages.tier.fetch(places)
-        return self._rows(np.arange(len(places))[:, None], places)
-
-    def _rows(self, heads: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Copy the K and V rows at `places` [G, n]; [n, G, Dk] and [n, G, Dv]."""
-        dk, dv = self.shape.head_dim_k, self.shape.head_dim_v
-        block = self.pages.kv[heads, places // PAGE]
-        row = (places % PAGE)[..., None]
-        k = np.take_along_axis(block, row * dk + np.arange(dk), axis=2)
-        v = np.take_along_axis(block, PAGE * dk + row * dv + np.arange(dv), axis=2)
-        return (
-            np.ascontiguousarray(k.transpose(1, 0, 2)),
-            np.ascontiguousarray(v.transpose(1, 0, 2)),
-        )
+        return self.pages.rows(np.arange(len(places))[:, None], places)
 
     # -- inspection ----------------------------------------------------------------------------
 
@@ -406,25 +352,7 @@ class LayerCache(LayerTables):
             place_of[ids.ravel()] = np.arange(ids.size)
             slots = np.flatnonzero(self.slots.token_in[g])
             places = place_of[self.slots.token_in[g, slots]][None]
-            k, v = self._rows(np.array([[g]]), places)
+            k, v = self.pages.rows(np.array([[g]]), places)
             k_cells, v_cells, i = self.device.rows(self.slot_cells[slots].astype(np.int64))
             assert np.array_equal(k_cells[i, g], k[:, 0]), f"head {g}: K in a wrong slot"
             assert np.array_equal(v_cells[i, g], v[:, 0]), f"head {g}: V in a wrong slot"
-
-
-@numba.njit(cache=True, nogil=True)
-def _append_rows(k, v, rows, position, sink, first_tail, n_ring, ring_offset, kv, ids, fill):
-    """Copy `rows` of K and V, all heads, to the places of `position` and the ones after it."""
-    dk, dv = k.shape[2], v.shape[2]
-    for i in range(rows.shape[0]):
-        if position + i < sink:
-            place = position + i
-        else:
-            place = first_tail * 16 + (ring_offset + position + i) % (n_ring * 16)
-        page, row = place >> 4, place & 15
-        for g in range(k.shape[1]):
-            target = kv[g, page]
-            target[row * dk : (row + 1) * dk] = k[rows[i], g]
-            target[16 * dk + row * dv : 16 * dk + (row + 1) * dv] = v[rows[i], g]
-            ids[g, page, row] = position + i + 1
-            fill[g, page] = row + 1

@@ -24,7 +24,7 @@ class LayerTables:
             "ids": self.pages.ids[:, :used],
             "fill": self.pages.fill[:, :used],
             "n_pages": self.pages.n_pages.copy(),
-            "tail": np.array([self.n_tokens, self.tail_start, self.ring_row]),
+            "tail": np.array([self.n_tokens, self.tail.start, self.tail.row]),
             "token_in": self.slots.token_in.copy(),
             "rows": self._slot_rows(),
         } | {f"index.{name}": array for name, array in self.index.state().items()}
@@ -78,7 +78,7 @@ class LayerTables:
             if not is_begin(target, array):
                 target[:, :used] = array
         self.pages.n_pages[:] = tables["n_pages"]
-        self.n_tokens, self.tail_start, self.ring_row = tables["tail"].tolist()
+        self.n_tokens, self.tail.start, self.tail.row = tables["tail"].tolist()
         self.slots.load(tables["token_in"])
         if "rows" in tables:
             copies = slice(self.first_copy, self.first_copy + self._n_copies)

@@ -72,7 +72,7 @@ class Sequence:
         cache, n = self.cache, len(self.k)
         cache.check_integrity(n)
         places = cache._places(0, n)
-        k, v = cache._rows(np.arange(len(places))[:, None], places)
+        k, v = cache.pages.rows(np.arange(len(places))[:, None], places)
         assert np.array_equal(k, self.k) and np.array_equal(v, self.v)
 
 

@@ -149,7 +149,7 @@ def test_recorded_mass_is_that_of_the_resident_tokens(tiny_model, open_policy, r
     cache.choose = spy
     feed(llm, draw(rng, 1))
     (q, scale, tokens, real_from), n = seen[0], cache.n_tokens
-    k, _ = cache._rows(np.arange(len(tokens))[:, None], cache._places(0, n))
+    k, _ = cache.pages.rows(np.arange(len(tokens))[:, None], cache._places(0, n))
     keys = k.view(np.float16).transpose(1, 0, 2)
     expected = []
     for h, query in enumerate(q):

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import gguf_file, vocabulary
-from reference.batches import FILL, LONGEST, QUIET, Writer, gaps
+from reference.batches import FILL, LONGEST, NOISE_FILL, QUIET, Writer, gaps
 from reference.drills import DRILLS
 from reference.wordings import Text
 
@@ -184,7 +184,7 @@ def test_answers_are_marked_and_nothing_else(writer, name) -> None:
         assert answers[: len(got) - 1] == got[:-1]
         assert "".join(answers).startswith("".join(got))
         assert (kinds[starts] < 0).all()
-        assert set(kinds[kinds < 0]) <= {FILL, QUIET}
+        assert set(kinds[kinds < 0]) <= {FILL, QUIET, NOISE_FILL}
         n_answers += len(got)
     assert n_answers >= 15 or name == "prose"
 
@@ -301,6 +301,28 @@ def test_chunked_attention_is_attention(torch) -> None:
         theirs = torch.autograd.grad(dense, (q, k, v), up)
         for a, b in zip(ours, theirs, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_a_bias_stands_for_keys_that_come_several_times(torch) -> None:
+    from reference.attention import attend
+
+    torch.manual_seed(1)
+    t, times = 200, torch.randint(1, 4, (2, 200))
+    q = torch.randn(2, 4, t, 16, requires_grad=True)
+    k, v = (torch.randn(2, 2, t, 16, requires_grad=True) for _ in range(2))
+    up = torch.randn(2, 4, t, 16)
+    dense = []
+    for i in range(2):
+        repeated = torch.arange(t).repeat_interleave(times[i])
+        mask = repeated[None] <= torch.arange(t)[:, None]
+        k_i, v_i = (x[i][:, repeated].repeat_interleave(2, 0) for x in (k, v))
+        dense.append(torch.nn.functional.scaled_dot_product_attention(q[i], k_i, v_i, mask))
+    dense = torch.stack(dense)
+    ours = attend(q, k, v, times.log())
+    torch.testing.assert_close(ours, dense, rtol=1e-4, atol=1e-5)
+    mine = torch.autograd.grad(ours, (q, k, v), up)
+    for a, b in zip(mine, torch.autograd.grad(dense, (q, k, v), up), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
 def test_inserted_layers_change_nothing_at_first(torch) -> None:

@@ -35,6 +35,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--lr-adam", type=float, default=3e-3, help="peak, of all else (AdamW)")
     parser.add_argument("--mix", default="", help="shares of drills as JSON, for those named")
     parser.add_argument("--sizes", default="", help="shares of sequence lengths as JSON")
+    parser.add_argument("--diluted", type=int, default=0, help="tokens that short texts stand for")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--log-every", type=int, default=100)
     parser.add_argument("--save-every", type=int, default=200)
@@ -69,7 +70,7 @@ def main() -> None:
     network.to("cuda" if torch.cuda.is_available() else "cpu")
     mix = MIX | (json.loads(args.mix) if args.mix else {})
     sizes = {int(k): v for k, v in json.loads(args.sizes or "{}").items()}
-    plan = Plan(args.steps, args.seed, args.tokens, args.lr, args.lr_adam, mix, sizes)
+    plan = Plan(args.steps, args.seed, args.tokens, args.lr, args.lr_adam, mix, sizes, args.diluted)
     trainer = Trainer(network, Writer(words.tokenizer()), plan)
     args.out.mkdir(parents=True, exist_ok=True)
     if (args.out / "checkpoint.npz").exists():

@@ -66,17 +66,19 @@ def launch(
     from icecache_local.folders import data_folder
     from icecache_local.sessions.library import Library
 
-    from .app import build, look_and_feel
+    from .app import build
     from .chats import ChatStore
     from .engine import Engine
-    from .page import Page, model_path, proposed_n_ctx
+    from .models import model_path, proposed_n_ctx
+    from .page import Page
+    from .theme import look_and_feel
 
     path, config = model_path(model or ""), CacheConfig(budget=budget)
     engine = Engine(library and Library(library, library_bytes))
     engine.load(path, n_ctx or proposed_n_ctx(path, config), config)
     engine.warm_up()
-    page = Page(engine, ChatStore(chats or data_folder()), folders or [])
-    blocks = build(page)
+    page = Page(engine, ChatStore(chats or data_folder()))
+    blocks = build(page, folders or [])
     blocks.queue(max_size=64)
     _, address, _ = blocks.launch(
         server_name=host,

@@ -1,4 +1,4 @@
-"""The page: layout, and which event calls which method of `Page`."""
+"""The page: layout, and which event calls which method of which panel."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio i
 
 import gradio as gr  # noqa: E402
 
+from .answers import AnswerPanel  # noqa: E402
 from .chats import Sampling  # noqa: E402
-from .page import EMBEDDED, Page  # noqa: E402
+from .documents import DocumentPanel  # noqa: E402
+from .models import EMBEDDED, ModelPanel  # noqa: E402
+from .page import Page  # noqa: E402
 from .saved import SavedPanel  # noqa: E402
 from .tabs import Tabs  # noqa: E402
 
-HERE = Path(__file__).parent
 FILES = [
     ".txt", ".md", ".rst", ".pdf", ".docx", ".html", ".htm", ".csv", ".json", ".yaml", ".toml",
     ".xml", ".tex", ".log", ".py", ".js", ".ts", ".c", ".h", ".cpp", ".hpp", ".rs", ".go", ".java",
@@ -31,63 +33,27 @@ WELCOME = (
 )
 
 
-def theme() -> gr.themes.Base:
-    """Colours and fonts; the fonts are the system's, so that nothing is loaded."""
-    base = gr.themes.Base(
-        primary_hue="orange",
-        neutral_hue="zinc",
-        font=["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"],
-        font_mono=["ui-monospace", "SFMono-Regular", "Menlo", "monospace"],
-        radius_size="lg",
-        text_size="md",
-    )
-    return base.set(
-        body_background_fill="*neutral_50",
-        button_secondary_background_fill="*background_fill_primary",
-        button_secondary_background_fill_hover="*background_fill_secondary",
-        button_secondary_border_color="*border_color_primary",
-        button_border_width="1px",
-        button_primary_background_fill="*primary_600",
-        button_primary_background_fill_hover="*primary_700",
-        button_primary_background_fill_dark="*primary_700",
-        button_primary_background_fill_hover_dark="*primary_600",
-        input_background_fill="*background_fill_primary",
-        input_border_width="1px",
-        block_label_text_color="*body_text_color_subdued",
-        body_text_color_subdued="*neutral_500",
-        body_text_color_subdued_dark="*neutral_400",
-    )
-
-
-def look_and_feel() -> dict[str, Any]:
-    """Arguments of `Blocks.launch` that make the page look and act as it should."""
-    return {
-        "theme": theme(),
-        "css": (HERE / "style.css").read_text(),
-        "js": (HERE / "page.js").read_text(),
-        "footer_links": [],
-        "ssr_mode": False,
-    }
-
-
-def build(page: Page) -> gr.Blocks:
+def build(page: Page, folders: list[Path]) -> gr.Blocks:
     """Make the page.
 
     Parameters
     ----------
     page : Page
+    folders : list of Path
+        Where to look for GGUF files.
 
     Returns
     -------
     gr.Blocks
     """
     with gr.Blocks(title="icecache-local", analytics_enabled=False, fill_width=True) as blocks:
-        parts = _layout(page)
-        _wire(blocks, page, parts)
+        models = ModelPanel(page, folders)
+        parts = _layout(models)
+        _wire(blocks, page, models, parts)
     return blocks
 
 
-def _layout(page: Page) -> dict[str, gr.blocks.Block]:
+def _layout(models: ModelPanel) -> dict[str, gr.blocks.Block]:
     """Make all components, by the names that `Page` uses for them."""
     p: dict[str, Any] = {}
     p["chat_id"] = gr.BrowserState(None, storage_key="icecache-local", secret="icecache-local")
@@ -105,7 +71,7 @@ def _layout(page: Page) -> dict[str, gr.blocks.Block]:
             )
             p["delete"] = gr.Button("Delete", size="sm", elem_id="ice-delete")
         _saved_panel(p)
-        _model_panel(page, p)
+        _model_panel(models, p)
         _settings_panel(p)
     p["model_name"] = gr.HTML(elem_id="ice-head")
     with gr.Row(equal_height=False):
@@ -134,19 +100,19 @@ def _saved_panel(p: dict[str, Any]) -> None:
         p["save"] = gr.Button("Save this chat", size="sm", elem_id="ice-save")
 
 
-def _model_panel(page: Page, p: dict[str, Any]) -> None:
+def _model_panel(models: ModelPanel, p: dict[str, Any]) -> None:
     with gr.Accordion("Model", open=False, elem_id="ice-model"):
         p["model"] = gr.Dropdown(
-            page.models(), value=EMBEDDED, allow_custom_value=True, label="GGUF file",
+            models.files(), value=EMBEDDED, allow_custom_value=True, label="GGUF file",
             info="Choose one, or type a path.", elem_id="ice-model-file",
         )  # fmt: skip
         p["n_ctx"] = gr.Number(
-            page.engine.n_ctx, label="Context, tokens", precision=0, minimum=256, step=1024
+            models.engine.n_ctx, label="Context, tokens", precision=0, minimum=256, step=1024
         )
         p["budget"] = gr.Slider(
             64,
             2048,
-            page.engine.config.budget,
+            models.engine.config.budget,
             step=32,
             label="Budget",
             info="Resident tokens per head.",
@@ -213,7 +179,7 @@ def _document_panel(p: dict[str, Any]) -> None:
     p["meters"] = gr.HTML(elem_id="ice-meters")
 
 
-def _wire(blocks: gr.Blocks, page: Page, p: dict[str, Any]) -> None:
+def _wire(blocks: gr.Blocks, page: Page, models: ModelPanel, p: dict[str, Any]) -> None:
     """Connect events with methods."""
     everything = [p[name] for name in p if name != "files"] + [p["files"]]
     settings = [p[name] for name in ("system", *Sampling.__dataclass_fields__)]
@@ -232,11 +198,11 @@ def _wire(blocks: gr.Blocks, page: Page, p: dict[str, Any]) -> None:
         )
         turned.then(None, js="() => window.icecacheBest()")
 
-    saved = SavedPanel(page)
+    saved, documents, answers = SavedPanel(page), DocumentPanel(page), AnswerPanel(page)
     for done in (
-        on(blocks.load, page.open, [key]),
+        on(blocks.load, page.show, [key]),
         on(p["new"].click, page.new_chat, [key]),
-        on(p["chats"].input, page.open, [p["chats"]]),
+        on(p["chats"].input, page.show, [p["chats"]]),
     ):
         on(done.then, saved.show, [p["saved"], key])
     on(p["delete"].click, page.delete_chat, [key])
@@ -249,20 +215,20 @@ def _wire(blocks: gr.Blocks, page: Page, p: dict[str, Any]) -> None:
     on(p["chatbot"].select, page.show_look, [key])
 
     for done in (
-        on(p["files"].upload, page.add_files, [p["files"], key], **MANY),
+        on(p["files"].upload, documents.add_files, [p["files"], key], **MANY),
         # Not `input`: the x that clears all of them only changes the value.
-        on(p["documents"].change, page.set_documents, [p["documents"], p["shown"], key], **MODEL),
-        on(p["sample"].click, page.sample, [key], **MANY),
+        on(p["documents"].change, documents.choose, [p["documents"], p["shown"], key], **MODEL),
+        on(p["sample"].click, documents.sample, [key], **MANY),
     ):
         on(done.then, saved.show, [p["saved"], key])  # the library may have a text more
     for trigger in (p["cancel"].click, p["box"].stop):
-        trigger(page.stop, None, None, queue=False, api_visibility="private", **QUIET)
+        trigger(answers.stop, None, None, queue=False, api_visibility="private", **QUIET)
 
-    begun = on(p["box"].submit, page.begin, [p["box"], key], queue=False)
-    to_look(on(begun.then, page.ask, [p["pending"], key, *settings], **MANY))
-    to_look(on(p["again"].click, page.again, [key, *settings], **MANY))
-    to_look(on(p["more"].click, page.more, [key, *settings], **MANY))
-    to_look(on(p["chatbot"].edit, page.edit, [key, *settings], **MANY))
+    begun = on(p["box"].submit, answers.begin, [p["box"], key], queue=False)
+    to_look(on(begun.then, answers.ask, [p["pending"], key, *settings], **MANY))
+    to_look(on(p["again"].click, answers.again, [key, *settings], **MANY))
+    to_look(on(p["more"].click, answers.more, [key, *settings], **MANY))
+    to_look(on(p["chatbot"].edit, answers.edit, [key, *settings], **MANY))
 
     on(p["saved_open"].click, saved.open, [p["saved"]], **MODEL)
     on(p["saved_delete"].click, saved.ask_delete, [p["saved"]])
@@ -271,8 +237,8 @@ def _wire(blocks: gr.Blocks, page: Page, p: dict[str, Any]) -> None:
     on(p["save"].click, saved.save, [p["saved_name"], key], **MODEL)
 
     chosen = [p["model"], p["n_ctx"], p["budget"]]
-    on(p["model"].input, page.propose, [p["model"], p["budget"]])
+    on(p["model"].input, models.propose, [p["model"], p["budget"]])
     for trigger in (blocks.load, p["n_ctx"].change, p["budget"].release):
-        on(trigger, page.plan, chosen)
-    loaded = on(p["load"].click, page.load, chosen, **MODEL)
+        on(trigger, models.plan, chosen)
+    loaded = on(p["load"].click, models.load, chosen, **MODEL)
     on(loaded.then, page.refresh, [key])

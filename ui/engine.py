@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import queue
 import threading
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,15 +20,15 @@ from icecache_local.prompts import stream
 from icecache_local.sessions.reading import read
 from icecache_local.support import is_storable
 
-from .events import Done, Event, Meters, Reading, Stopped, Text, Warned
+from .events import Done, Event, Meters, Stopped, Text, Warned
 from .passages import Look, looks
+from .worker import Worker
 
 if TYPE_CHECKING:
     from icecache_local import CacheStats, IceLlama
     from icecache_local.sessions.describe import Description
     from icecache_local.sessions.library import Library
 
-N_BATCH = 512  # tokens per step of reading; reading can be stopped between two
 DEFAULT_N_CTX = 65536  # context proposed for a model that was trained for as much
 
 
@@ -46,14 +43,10 @@ class Engine:
 
     def __init__(self, library: Library | None = None) -> None:
         self.library = library
-        self._worker = ThreadPoolExecutor(1, "icecache-model")
-        self._stop = threading.Event()
-        self._owner: str | None = None
+        self.worker = Worker()
         self._swap = threading.RLock()  # held while the model is exchanged
         self._llm: IceLlama | None = None
         self._pieces: dict[int, bytes] = {}
-        self._emit: Callable[[Event], None] = lambda event: None
-        self._started = 0.0
         self.info: ModelInfo | None = None
         self.config = CacheConfig()
         self.n_ctx = 0
@@ -63,49 +56,9 @@ class Engine:
         """Whether the embedded model is the loaded one."""
         return self.info is not None and self.info.path == embedded.model_path()
 
-    # -- jobs ----------------------------------------------------------------------------------
-
-    def stop(self, owner: str) -> bool:
-        """End the running job if it is `owner`'s."""
-        if self._owner == owner:
-            self._stop.set()
-        return self._owner == owner
-
-    @property
-    def busy(self) -> bool:
-        """Whether a job is running."""
-        return self._owner is not None
-
-    def _events(self, owner: str, job: Callable[[], None]) -> Iterator[Event]:
-        """Run a job of `owner`; yield what it emits, raise what it raises."""
-        events: queue.Queue[Event | None] = queue.Queue()
-
-        def run() -> None:
-            self._stop.clear()
-            self._owner, self._emit, self._started = owner, events.put, time.perf_counter()
-            try:
-                job()
-            finally:
-                self._owner = None
-                events.put(None)
-
-        future = self._worker.submit(run)
-        try:
-            while (event := events.get()) is not None:
-                yield event
-        except GeneratorExit:  # the browser has gone
-            self.stop(owner)
-            raise
-        future.result()
-
-    def _progress(self, done: int, total: int) -> None:
-        self._emit(Reading(done, total, time.perf_counter() - self._started))
-        if self._stop.is_set() and done < total:
-            raise Stopped
-
     def warm_up(self) -> None:
         """Have the kernels compiled in the background, so that the first answer comes quickly."""
-        self._worker.submit(_compile_kernels)
+        self.worker.later(_compile_kernels)
 
     # -- model ---------------------------------------------------------------------------------
 
@@ -125,7 +78,7 @@ class Engine:
             With one sentence for the user.
         """
         info = read_model_info(path)
-        self._worker.submit(self._load, info, n_ctx, config).result()
+        self.worker.wait_for(self._load, info, n_ctx, config)
 
     def open_session(self, session: Description, path: Path) -> None:
         """Load the model of a session (the file at `path`) in the state that was saved.
@@ -138,8 +91,7 @@ class Engine:
             With one sentence for the user.
         """
         info, settings = read_model_info(path), session.settings
-        loaded = self._worker.submit(self._load, info, settings.n_ctx, settings.cache, session.path)
-        loaded.result()
+        self.worker.wait_for(self._load, info, settings.n_ctx, settings.cache, session.path)
 
     def _load(
         self, info: ModelInfo, n_ctx: int, config: CacheConfig, session: Path | None = None
@@ -172,7 +124,7 @@ class Engine:
             info.path,
             n_ctx=n_ctx,
             cache=config,
-            progress=self._progress,
+            progress=self.worker.progress,
             attribution=True,
             session=session,
         )
@@ -181,7 +133,7 @@ class Engine:
 
     def close(self) -> None:
         """Free the model."""
-        self._worker.submit(self._close).result()
+        self.worker.wait_for(self._close)
 
     def _close(self) -> None:
         if self._llm is not None:
@@ -213,7 +165,7 @@ class Engine:
         ------
         ContextFullError
         """
-        return self._events(owner, lambda: self._read(conversation))
+        return self.worker.events(owner, lambda: self._read(conversation))
 
     def _read(self, conversation: Conversation) -> None:
         self._read_tokens(conversation.shared_tokens(self._loaded()), conversation.documents)
@@ -233,7 +185,7 @@ class Engine:
             if self._uses_library and documents and n_common < len(tokens) // 2:
                 llm.reset()
                 title = ", ".join(document.name for document in documents)
-                read(llm, tokens, self.library, lambda text: self._emit(Warned(text)), title)
+                read(llm, tokens, self.library, lambda text: self.worker.emit(Warned(text)), title)
             else:
                 next(llm.generate(tokens, temp=0.0))
         except Stopped:
@@ -258,7 +210,7 @@ class Engine:
         ------
         ContextFullError, SessionError, UnsupportedModelError
         """
-        return self._events(owner, lambda: self._save_session(conversation, path, notes))
+        return self.worker.events(owner, lambda: self._save_session(conversation, path, notes))
 
     def _save_session(self, conversation: Conversation, path: Path, notes: dict) -> None:
         llm = self._loaded()
@@ -271,7 +223,7 @@ class Engine:
             for turn in earlier:
                 before.add(*turn)
             self._read_tokens(before.rendered(llm, question, answer).tokens, [])
-        if self._stop.is_set():
+        if self.worker.is_stopped:
             raise IceCacheError("Stopped while reading; nothing was saved.")
         llm.save_session(path, notes=notes)
 
@@ -307,7 +259,7 @@ class Engine:
         ------
         ContextFullError
         """
-        return self._events(
+        return self.worker.events(
             owner, lambda: self._answer(conversation, question, partial, sampling, documents)
         )
 
@@ -331,14 +283,14 @@ class Engine:
         try:
             for piece in stream(llm, prompt, **sampling):
                 text += piece if text else piece.lstrip()
-                self._emit(Text(text))
-                if self._stop.is_set():
+                self.worker.emit(Text(text))
+                if self.worker.is_stopped:
                     stopped = True
                     break
         except Stopped:
             stopped = True
         self._report(llm, before)
-        self._emit(Done(text, stopped, self._looks(llm, documents)))
+        self.worker.emit(Done(text, stopped, self._looks(llm, documents)))
 
     def _full(self, n_tokens: int) -> ContextFullError:
         return ContextFullError(
@@ -349,7 +301,7 @@ class Engine:
     def _report(self, llm: IceLlama, before: CacheStats) -> None:
         now = llm.cache_stats
         prefill_s, decode_s = now.prefill_s - before.prefill_s, now.decode_s - before.decode_s
-        self._emit(
+        self.worker.emit(
             Meters(
                 (now.prefill_tokens - before.prefill_tokens) / prefill_s if prefill_s else 0.0,
                 (now.decode_tokens - before.decode_tokens) / decode_s if decode_s else 0.0,

@@ -118,7 +118,7 @@ class PolicyLayer(LayerCache):
         heads = np.arange(len(self.pages.ids))[:, None]
         places, chunk = old._places(0, old.n_tokens), self.owner.n_batch
         for first in range(0, old.n_tokens, chunk):
-            k, v = old._rows(heads, places[:, first : first + chunk])
+            k, v = old.pages.rows(heads, places[:, first : first + chunk])
             self.append_rows(k, v, np.arange(len(k)))
         self._queries, self._n_read = old._queries, old._n_read
         self.restore(self.sink_cells, 0)

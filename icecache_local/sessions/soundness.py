@@ -64,13 +64,13 @@ def check_layer(
 def _tail_is_sound(cache: LayerCache, ids: np.ndarray, tail: list[int], n_tokens: int) -> bool:
     """Whether sink and tail, and no other token, lie in the pages below the leaves."""
     stored, start, ring_row = tail
-    n_rows, sink = cache.n_ring * PAGE, cache.config.sink
+    n_rows, sink = cache.tail.n_rows, cache.config.sink
     if stored != n_tokens or not sink <= start <= n_tokens or n_tokens - start > n_rows:
         return False
     if not 0 <= ring_row < n_rows or ring_row % PAGE:
         return False
     rows = ids[:, : cache.first_leaf].reshape(len(ids), -1)
-    tail_rows = cache.first_tail * PAGE + (ring_row + np.arange(n_tokens - start)) % n_rows
+    tail_rows = cache.tail.first_page * PAGE + (ring_row + np.arange(n_tokens - start)) % n_rows
     return (
         np.count_nonzero(rows) == len(ids) * (sink + n_tokens - start)
         and bool((rows[:, :sink] == np.arange(1, sink + 1)).all())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from handlers import Request, run
 from icecache_local_ui.chats import Chat, ChatStore
+from icecache_local_ui.documents import DocumentPanel
 from icecache_local_ui.engine import Engine
 from icecache_local_ui.page import Page
 
@@ -14,7 +15,7 @@ from icecache_local.conversation import Document
 @pytest.fixture
 def page(tmp_path):
     """A page before a model is loaded."""
-    return Page(Engine(), ChatStore(tmp_path), [])
+    return Page(Engine(), ChatStore(tmp_path))
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def add(page: Page, name: str) -> str:
 
 def choose(page: Page, chat: Chat, keys: list[str], shown: list[str]) -> list[str]:
     """Let the list show `keys` where it showed others before; the chat's documents then."""
-    run(page.set_documents(Request(), keys, " ".join(shown), chat.id))
+    run(DocumentPanel(page).choose(Request(), keys, " ".join(shown), chat.id))
     return page.store.get(chat.id).documents
 
 

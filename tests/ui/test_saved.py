@@ -29,7 +29,7 @@ def page(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     engine = Engine(Library(tmp_path / "library", 1 << 30))
     engine.load(embedded.model_path(), N_CTX, CacheConfig(budget=128))
-    yield Page(engine, ChatStore(tmp_path / "chats"), [])
+    yield Page(engine, ChatStore(tmp_path / "chats"))
     engine.close()
 
 

@@ -13,7 +13,8 @@ from icecache_local.evaluation.tasks.haystack import NOISE, SENTENCE_END, Prose
 from .drills import DRILLS
 from .wordings import Text
 
-FILL, QUIET = -1, -2  # pieces: text worth predicting, and facts and questions, which are not
+# Pieces: text worth predicting; facts and questions, which are not; filling that is not, either.
+FILL, QUIET, NOISE_FILL = -1, -2, -3
 LONGEST = 40_000  # positions that gaps spread a sequence over
 MANY_GAPS = 16
 
@@ -29,8 +30,7 @@ class Batch:
     positions : ndarray
         (B, T) int64, growing.
     answers : ndarray
-        (B, T) int32: number of the answer that a token belongs to, -1 for filling, -2 for what
-        is not to be predicted.
+        (B, T) int32: number of the answer that a token belongs to, else FILL, QUIET or NOISE_FILL.
     tasks : list of str
         By number of the answer.
     """
@@ -139,7 +139,7 @@ def _pieces(rng: Random, text: Text, filling: list[str]) -> list[tuple[str, int]
     """Pieces of a text and what they are; needles keep their order among the filling."""
     places = sorted(rng.randint(0, len(filling)) for _ in text.needles)
     # Noise is learned by heart at once: no need to predict it.
-    kind = FILL if text.filling == "prose" else QUIET
+    kind = FILL if text.filling == "prose" else NOISE_FILL
     body: list[tuple[str, int]] = []
     done = 0
     for needle, place in zip(text.needles, places, strict=True):

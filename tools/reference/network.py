@@ -62,8 +62,10 @@ class Block(nn.Module):
         self.ffn_up = nn.Linear(s.d, s.d_ff, bias=False)
         self.ffn_down = nn.Linear(s.d_ff, s.d, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, scale: Tensor) -> Tensor:
-        """Map (B, T, d) to (B, T, d); `scale` (B, 1, 1, 1) multiplies the attention logits."""
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, scale: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        """Map (B, T, d) to (B, T, d); `scale` (B, 1, 1, 1) and `bias` are of attention logits."""
         s, (n, t, _) = self.s, x.shape
         h = self.attn_norm(x)
         q = self.attn_q_norm(self.attn_q(h).view(n, t, s.n_heads, s.head_dim)).transpose(1, 2)
@@ -71,7 +73,7 @@ class Block(nn.Module):
         v = self.attn_v(h).view(n, t, s.n_kv_heads, s.head_dim).transpose(1, 2)
         q, k = rotate(q, cos, sin) * scale, rotate(k, cos, sin)
         q, k = q.to(v.dtype), k.to(v.dtype)
-        y = attend(q, k, v)
+        y = attend(q, k, v, bias)
         x = x + self.attn_output(y.transpose(1, 2).reshape(n, t, -1))
         h = self.ffn_norm(x)
         return x + self.ffn_down(F.silu(self.ffn_gate(h)) * self.ffn_up(h))
@@ -105,7 +107,13 @@ class Network(nn.Module):
                 block.attn_output.weight.zero_()
                 block.ffn_down.weight.zero_()
 
-    def forward(self, tokens: Tensor, positions: Tensor, scale: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        scale: Tensor | None = None,
+        bias: Tensor | None = None,
+    ) -> Tensor:
         """Hidden states behind the last norm, (B, T, d).
 
         Parameters
@@ -114,12 +122,14 @@ class Network(nn.Module):
             (B, T) int64.
         scale : Tensor, optional
             (B,) factors of the attention logits.
+        bias : Tensor, optional
+            (B, T) what is added to the logits of each key.
         """
         cos, sin = rotary(positions, self.shape.head_dim, self.shape.rope_base)
         scale = tokens.new_ones(len(tokens), dtype=torch.float32) if scale is None else scale
         x = self.token_embd(tokens)
         for block in self.blk:
-            x = block(x, cos, sin, scale.view(-1, 1, 1, 1))
+            x = block(x, cos, sin, scale.view(-1, 1, 1, 1), bias)
         return self.output_norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from .batches import Batch, Writer
+from .batches import FILL, NOISE_FILL, Batch, Writer
 from .muon import Muon
 from .network import Network
 
@@ -41,6 +41,7 @@ DECAY = 0.4  # last share of the steps, in which the learning rate falls to zero
 FILLING_WEIGHT = 0.2  # of the loss on the real text
 FILLING_SHARE = 0.25  # of its tokens that are predicted
 LONG = 32_768  # tokens at which attention logits have their natural scale
+MOST_DILUTED = 16  # times that a token of the filling counts
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,9 @@ class Plan:
         Share of each drill.
     sizes : dict of int to float
         Shares of sequence lengths in tokens; empty: `SIZES`, at first the short ones.
+    diluted : int
+        Tokens of a text as which shorter ones are read: each token of the filling counts several
+        times in attention. 0: once.
     """
 
     steps: int
@@ -67,10 +71,16 @@ class Plan:
     lr_adam: float = 3e-3
     mix: dict[str, float] = field(default_factory=lambda: dict(MIX))
     sizes: dict[int, float] = field(default_factory=dict)
+    diluted: int = 0
 
     def rate(self, step: int) -> float:
         """Factor of the learning rates: up, flat, and down to zero."""
         return min(1.0, (step + 1) / WARM_UP, (self.steps - step) / (DECAY * self.steps))
+
+    def draw_dilution(self, rng: Random, size: int) -> float:
+        """How often the filling of a text of `size` tokens counts."""
+        most = min(MOST_DILUTED, self.diluted / size)
+        return most ** rng.random() if most > 1 and rng.random() < 0.75 else 1.0
 
     def draw_size(self, rng: Random, step: int) -> int:
         """Tokens of each sequence of a step."""
@@ -131,12 +141,18 @@ class Trainer:
         positions = torch.from_numpy(batch.positions).to(device)
         kinds = batch.answers[:, 1:]
         # A short text is read as a long one would be: its softmax has fewer to compete.
-        low = np.log(tokens.shape[1]) / np.log(LONG)
-        scale = torch.tensor([rng.uniform(low, 1.0) for _ in tokens], device=device)
+        size = tokens.shape[1]
+        counts = [self.plan.draw_dilution(rng, size) for _ in tokens]
+        low = [min(1.0, np.log(size * count) / np.log(LONG)) for count in counts]
+        scale = torch.tensor([rng.uniform(x, 1.0) for x in low], device=device)
+        bias = None
+        if self.plan.diluted:
+            is_filling = torch.from_numpy(np.isin(batch.answers, (FILL, NOISE_FILL))).to(device)
+            bias = torch.tensor(counts, device=device).log()[:, None] * is_filling
         chosen = np.random.default_rng(self.step).random(kinds.shape) < FILLING_SHARE
-        answer, filling = kinds >= 0, (kinds == -1) & chosen
+        answer, filling = kinds >= 0, (kinds == FILL) & chosen
         with torch.autocast(device.type, torch.bfloat16):
-            hidden = self.network(tokens, positions, scale)[:, :-1]
+            hidden = self.network(tokens, positions, scale, bias)[:, :-1]
             picked = torch.from_numpy(answer | filling).to(device)
             logits = self.network.logits(hidden[picked])
         targets = tokens[:, 1:][picked]

@@ -95,8 +95,8 @@ class AnswerPanel:
         turn, kept, message = Turn(question.strip(), partial), chat.turns[index:], ""
         chat.turns[index:] = [turn]
         self.page.answering[chat.id] = owner
-        yield {**busy(), "chatbot": chat.messages(), "notice": ""}
         try:
+            yield {**busy(), "chatbot": chat.messages(), "notice": ""}
             yield from self._stream(chat, turn, index, owner)
         except (IceCacheError, MemoryError) as error:
             message = render.notice(sentence(error))

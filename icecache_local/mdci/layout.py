@@ -11,6 +11,7 @@ A tree, with the levels numbered from the leaves::
 
 from __future__ import annotations
 
+from collections import namedtuple
 from typing import NamedTuple
 
 import numpy as np
@@ -108,32 +109,8 @@ class Forest(NamedTuple):
     center: np.ndarray
 
 
-class Tree(NamedTuple):
-    """One head's part of a `Forest`: the same arrays without their first axis."""
-
-    kv: np.ndarray
-    ids: np.ndarray
-    fill: np.ndarray
-    state: np.ndarray
-    n_pages: np.ndarray
-    page_c: np.ndarray
-    page_scale: np.ndarray
-    page_spread: np.ndarray
-    sizes: np.ndarray
-    signs: np.ndarray
-    profile: np.ndarray
-    free: np.ndarray
-    node_c: np.ndarray
-    node_spread: np.ndarray
-    node_q: np.ndarray
-    node_scale: np.ndarray
-    node: np.ndarray
-    queue: np.ndarray
-    meta: np.ndarray
-    order: np.ndarray
-    work: np.ndarray
-    vectors: np.ndarray
-    center: np.ndarray
+# One head's part of a `Forest`: the same arrays without their first axis.
+Tree = namedtuple("Tree", Forest._fields)
 
 
 @njit(inline="always")

@@ -381,6 +381,8 @@ def main(
     folder: str,
 ) -> None:
     """Print the table and write it as JSON."""
+    if model not in ("reference", "slice") and not Path(model).is_file():
+        raise click.BadParameter(f"{model} is neither reference, slice nor a file.")
     Path(folder).mkdir(exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix="sessions-", dir=folder))
     rows, cache = [], CacheConfig(candidate_pages=candidates)

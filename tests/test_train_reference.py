@@ -353,7 +353,19 @@ def tiny_trainer(writer, seed: int = 0):
 
     torch.manual_seed(seed)
     network = Network(Shape(n_layers=1, d=64, d_ff=64, n_heads=2, n_kv_heads=1, head_dim=32))
-    return Trainer(network, writer, Plan(steps=4, seed=seed, tokens=512))
+    sizes = {256: 0.5, 512: 0.5}
+    return Trainer(network, writer, Plan(4, seed, tokens=512, sizes=sizes, diluted=4096))
+
+
+@given(seeds, sizes)
+@settings(max_examples=200, deadline=None)
+def test_short_texts_stand_for_long_ones(torch, seed, size) -> None:
+    from reference.training import MOST_DILUTED, Plan
+
+    plan, rng = Plan(4, sizes={64: 1, size: 1}, diluted=4096, tokens=1024), Random(seed)
+    assert plan.draw_size(rng, 0) in (64, min(size, 1024))
+    assert 1 <= plan.draw_dilution(rng, size) <= max(1, min(MOST_DILUTED, 4096 / size))
+    assert Plan(4).draw_dilution(rng, size) == 1
 
 
 def test_a_stopped_training_goes_on_as_if_it_had_not(torch, writer, tmp_path) -> None:
@@ -394,6 +406,7 @@ def test_the_script_trains_from_nothing_and_llama_cpp_reads_it(
     torch, tmp_path, monkeypatch, open_stock
 ) -> None:
     command = ["--out", str(tmp_path), "--steps", "2", "--tokens", "256", "--layers", "1"]
+    command += ["--sizes", '{"128": 1}', "--diluted", "512"]
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), *command, "--threads", "1"])
     runpy.run_path(str(SCRIPT), run_name="__main__")
     assert {p.name for p in tmp_path.iterdir()} == {

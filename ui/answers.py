@@ -36,7 +36,8 @@ class AnswerPanel:
 
     def begin(self, question: str, key: str) -> Updates:
         """Show the question at once, and that it waits if another one is being answered."""
-        waiting = "Another answer is being written; yours comes next." if self.engine.worker.busy else ""
+        busy_now = self.engine.worker.busy
+        waiting = "Another answer is being written; yours comes next." if busy_now else ""
         messages = self.store.get(key).messages()
         if question.strip():
             messages.append({"role": "user", "content": question})

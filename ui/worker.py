@@ -32,11 +32,10 @@ class Worker:
         """Whether the running job should end."""
         return self._stop.is_set()
 
-    def stop(self, owner: str) -> bool:
+    def stop(self, owner: str) -> None:
         """End the running job if it is `owner`'s."""
         if self._owner == owner:
             self._stop.set()
-        return self._owner == owner
 
     def later(self, job: Callable[..., None], *args: Any) -> None:
         """Run a job when those before it are done."""
@@ -77,5 +76,5 @@ class Worker:
             The job should end, and there is more to read.
         """
         self.emit(Reading(done, total, time.perf_counter() - self._started))
-        if self._stop.is_set() and done < total:
+        if self.is_stopped and done < total:
             raise Stopped

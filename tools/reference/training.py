@@ -140,8 +140,8 @@ class Trainer:
         tokens = torch.from_numpy(batch.tokens).to(device)
         positions = torch.from_numpy(batch.positions).to(device)
         kinds = batch.answers[:, 1:]
-        # A short text is read as a long one would be: its softmax has fewer to compete.
         size = tokens.shape[1]
+        # A short text is read as a long one would be: its softmax has fewer to compete.
         counts = [self.plan.draw_dilution(rng, size) for _ in tokens]
         low = [min(1.0, np.log(size * count) / np.log(LONG)) for count in counts]
         scale = torch.tensor([rng.uniform(x, 1.0) for x in low], device=device)
